@@ -1,0 +1,25 @@
+.PHONY: demo test test-fast soak check fix
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+# The stamp is newer than pyproject.toml once everything that it names is installed.
+# DS_BUILD_OPS=0: DeepSpeed compiles what it needs when it first needs it, not at install time.
+.venv/stamp: pyproject.toml
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: .venv/stamp
+	$(BIN)/pytest -m "not gpu and not soak"
+test-fast: .venv/stamp
+	$(BIN)/pytest -m "not ray and not gpu and not slow and not soak"
+soak: .venv/stamp
+	$(BIN)/pytest -m soak
+check: .venv/stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+fix: .venv/stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,228 @@
+"""How an operator is declared: the signature is the interface.
+
+    @operator(resources=Resources(cpus_per_worker=4))
+    def merge(work: Workspace, *, base: Model, experts: Sequence[Model], method: Merge) -> Model: ...
+
+Parameters annotated with an `Artifact` are inputs (edges of the graph), `method` is the method
+and its annotation the family it must belong to, everything else is a plain parameter.
+Calling an operator runs nothing. It returns a `Step`, which a pipeline can plan.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, get_args, get_origin
+
+from lfm.errors import LfmError
+from lfm.method import Method
+from operators.artifact import KINDS, Artifact, kind_of
+from operators.workspace import Workspace
+
+T = TypeVar("T", bound=Artifact)
+
+
+class ResourcesError(LfmError, ValueError):
+    """A request for resources that nothing could satisfy."""
+
+    def __init__(self, field_name: str, value: object, allowed: str) -> None:
+        super().__init__(field_name, value, allowed)
+        self.field_name, self.value, self.allowed = field_name, value, allowed
+
+    def __str__(self) -> str:
+        return f"resources: {self.field_name}={self.value!r}, expected {self.allowed}."
+
+
+class DeclarationError(LfmError, TypeError):
+    """An operator whose signature says something that a pipeline cannot mean."""
+
+    def __init__(self, operator: str, what: str, allowed: str) -> None:
+        super().__init__(operator, what, allowed)
+        self.operator, self.what, self.allowed = operator, what, allowed
+
+    def __str__(self) -> str:
+        return f"Operator {self.operator!r}: {self.what}, expected {self.allowed}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one step asks of the cluster; it never changes the result beyond floating-point noise.
+
+    Attributes:
+        workers: Processes that share the work. With one, the step computes in its own task.
+        cpus_per_worker: CPUs of each.
+        gpus_per_worker: GPUs of each, a share of one allowed.
+        accelerator: The kind of device: ``cpu``, ``gpu`` or a name that Ray knows (``H100``). It is part of
+            the fingerprint.
+        memory: Bytes of host memory of each worker; 0 asks for no particular amount.
+    """
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    accelerator: str = "cpu"
+    memory: int = 0
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+
+    def __post_init__(self) -> None:
+        for holds, name, allowed in (
+            (self.workers >= 1, "workers", "workers >= 1"),
+            (self.cpus_per_worker > 0, "cpus_per_worker", "cpus_per_worker > 0"),
+            (self.gpus_per_worker >= 0, "gpus_per_worker", "gpus_per_worker >= 0"),
+            (self.memory >= 0, "memory", "bytes, memory >= 0"),
+            (
+                (self.accelerator == "cpu") == (self.gpus_per_worker == 0),
+                "accelerator",
+                "'cpu' without GPUs, 'gpu' or a device's name with gpus_per_worker > 0",
+            ),
+        ):
+            if not holds:
+                raise ResourcesError(name, getattr(self, name), allowed)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all workers together."""
+        return self.workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all workers together."""
+        return self.workers * self.gpus_per_worker
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One artifact parameter of an operator: which kinds it takes, and in what shape."""
+
+    kinds: tuple[type[Artifact], ...]
+    many: str  # "one", "sequence" or "mapping": a mapping's keys are the names of what it holds
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One plain parameter of an operator."""
+
+    hint: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether a step has to give it."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step(Generic[T]):
+    """One call of one operator, not made yet."""
+
+    name: str
+    operator: "Operator[T]"
+    inputs: Mapping[str, Any]
+    method: Method | None
+    params: Mapping[str, object]
+    resources: Resources
+
+
+@dataclass(frozen=True, eq=False)
+class Operator(Generic[T]):
+    """A verb: what it takes, what it gives, and the body that does it.
+
+    Attributes:
+        effect: True where the result is a change of the world (an endpoint, a registered name): never a
+            cache hit, done again by each run.
+    """
+
+    body: Callable[..., T]
+    resources: Resources
+    effect: bool = False
+    name: str = field(init=False)
+    gives: tuple[type[Artifact], ...] = field(init=False)
+    family: type[Method] | None = field(init=False)
+    edges: Mapping[str, Edge] = field(init=False)
+    params: Mapping[str, Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(self.body, include_extras=True)
+        given = hints.pop("return", None)
+        family = hints.pop("method", None)
+        name = self.body.__name__
+        gives = _edge(given, required=True)
+        if gives is None or gives.many != "one":
+            raise DeclarationError(name, f"returns {given!r}", "an Artifact type as return annotation")
+        if hints.pop("work", None) is not Workspace:
+            raise DeclarationError(name, "has no parameter 'work: Workspace'", "it first, then keywords")
+        if family is not None and not (isinstance(family, type) and issubclass(family, Method)):
+            raise DeclarationError(name, f"method: {family!r}", "a family of lfm.<family>.base")
+        signature = inspect.signature(self.body).parameters
+        unhinted = [k for k in signature if k not in {*hints, "work", "method"}]
+        if unhinted:
+            raise DeclarationError(name, f"{unhinted[0]!r} has no annotation", "one for every parameter")
+        edges, params = {}, {}
+        for key, hint in hints.items():
+            default = signature[key].default
+            edge = _edge(hint, required=default is inspect.Parameter.empty)
+            if edge is None:
+                params[key] = Parameter(hint, default)
+            else:
+                edges[key] = edge
+        for key, value in (
+            ("name", name),
+            ("gives", gives.kinds),
+            ("family", family),
+            ("edges", edges),
+            ("params", params),
+        ):
+            object.__setattr__(self, key, value)
+
+    @property
+    def module(self) -> str:
+        """The module that defines it."""
+        return self.body.__module__
+
+    def makes(self, method: Method | None) -> type[Artifact]:
+        """What it makes with `method`: where the signature leaves a choice, the method's class decides."""
+        if len(self.gives) == 1:
+            return self.gives[0]
+        return KINDS[getattr(method, "gives", kind_of(self.gives[0]))]
+
+    def __call__(
+        self,
+        name: str,
+        /,
+        *,
+        method: Method | None = None,
+        resources: Resources | None = None,
+        **arguments: Any,
+    ) -> Step[T]:
+        """One step of a pipeline; runs nothing."""
+        inputs = {k: arguments.pop(k) for k in list(arguments) if k in self.edges}
+        return Step(
+            name=name,
+            operator=self,
+            inputs={k: tuple(v) if isinstance(v, list) else v for k, v in inputs.items()},
+            method=method,
+            params=arguments,
+            resources=resources or self.resources,
+        )
+
+
+def _edge(hint: Any, *, required: bool) -> Edge | None:
+    """The edge that an annotation declares, or None for one that names no artifact."""
+    many = "one"
+    if get_origin(hint) is Sequence:
+        many, (hint,) = "sequence", get_args(hint)
+    elif get_origin(hint) is Mapping:
+        many, (_, hint) = "mapping", get_args(hint)
+    union = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    kinds = tuple(k for k in union if isinstance(k, type) and issubclass(k, Artifact))
+    return Edge(kinds, many, required) if kinds else None
+
+
+def operator(
+    *, resources: Resources | None = None, effect: bool = False
+) -> Callable[[Callable[..., T]], Operator[T]]:
+    """Turn a function into an `Operator`."""
+    return lambda body: Operator(body, resources or Resources(), effect)

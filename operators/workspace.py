@@ -1,0 +1,30 @@
+"""What a running step may touch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from operators.artifact import Artifact
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Workspace(Protocol):
+    """Handed to every operator body; the only door to disk, randomness and progress."""
+
+    @property
+    def scratch(self) -> Path:
+        """An empty folder of this step's own, gone when it ends."""
+
+    @property
+    def seed(self) -> int:
+        """Decided by the fingerprint, so that a retry draws the same numbers."""
+
+    def progress(self, done: int, total: int, **measures: float) -> None:
+        """Say how far the step is, and what it measures there (a loss): cheap, call it at every step."""
+
+    def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
+        """Make what lies at `path`, a file or a folder below `scratch`, an artifact.
+
+        The files move into the store when the step ends well; until then nothing is committed.
+        """

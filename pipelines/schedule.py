@@ -1,0 +1,124 @@
+"""Plan x Progress x Capacity -> decisions. Pure: no Ray, no clock, no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipelines.plan import Plan, PlannedStep
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run this step."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Take this step's result from the store."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing more can happen.
+
+    Attributes:
+        failed: Steps that were given up.
+        skipped: Steps that never started, because they need one that was given up.
+    """
+
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+Decision = Start | Reuse | Finish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What has happened so far.
+
+    Attributes:
+        stored: Fingerprints whose results are in the store and were found whole.
+        forced: Steps that run although their result is stored.
+    """
+
+    done: frozenset[str] = frozenset()
+    running: frozenset[str] = frozenset()
+    failures: Mapping[str, int] = field(default_factory=dict)
+    stored: frozenset[str] = frozenset()
+    forced: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What the cluster has in all; what runs is taken off by `decide`."""
+
+    cpus: float
+    gpus: float
+    memory: float = float("inf")
+
+
+def decide(
+    plan: Plan, progress: Progress, capacity: Capacity | None, *, max_failures: int = 0
+) -> tuple[Decision, ...]:
+    """Everything that can happen now, in plan order. An empty tuple means wait.
+
+    A step that fails more than `max_failures` times is given up; steps that need it never start. Without a
+    `capacity` (no cluster was needed yet) whatever is ready starts.
+    """
+    given_up = {s for s, n in progress.failures.items() if n > max_failures}
+    open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | given_up]
+    ready = [s for s in open_steps if progress.done.issuperset(s.needs)]
+    if not ready and not progress.running:
+        failed = tuple(s for s in plan.steps if s in given_up)
+        return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
+
+    decisions: list[Decision] = []
+    free = capacity
+    if free is not None:
+        for name in progress.running:
+            free = _less(free, plan.steps[name])
+    for step in ready:
+        if reusable(step, progress):
+            decisions.append(Reuse(step.name))
+        elif free is None:
+            decisions.append(Start(step.name))
+        else:
+            left = _less(free, step)
+            if left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0:
+                decisions.append(Start(step.name))
+                free = left
+    return tuple(decisions)
+
+
+def reusable(step: PlannedStep, progress: Progress) -> bool:
+    """Whether the store's result stands for the step."""
+    return step.fingerprint in progress.stored and step.name not in progress.forced and not step.effect
+
+
+def infeasible(plan: Plan, capacity: Capacity) -> list[str]:
+    """A sentence for every step that asks for more than `capacity` can ever give."""
+    problems = []
+    for step in plan.steps.values():
+        asks = step.resources
+        for what, asked, there in (
+            ("CPUs", asks.cpus, capacity.cpus),
+            ("GPUs", asks.gpus, capacity.gpus),
+            ("bytes of memory", asks.workers * asks.memory, capacity.memory),
+        ):
+            if asked > there:
+                problems.append(
+                    f"step {step.name!r}: asks for {asked:g} {what}, expected at most {there:g}, which is all "
+                    "there is. Lower its resources or run it on a larger cluster."
+                )
+    return problems
+
+
+def _less(free: Capacity, step: PlannedStep) -> Capacity:
+    asks = step.resources
+    return Capacity(
+        cpus=free.cpus - asks.cpus, gpus=free.gpus - asks.gpus, memory=free.memory - asks.workers * asks.memory
+    )

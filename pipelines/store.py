@@ -1,0 +1,161 @@
+"""Bytes <-> digest: artifacts by what they contain, results by the fingerprint of what made them.
+
+    artifacts/<digest>/          an artifact's files and its manifest.json; moved in whole, then read-only
+    results/<fingerprint>.json   which artifact a step's fingerprint stands for: written last, this is the commit
+    runs/<run>/                  journal and logs (`lineage.py`)
+    quarantine/                  artifacts that turned out damaged
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfm.errors import LfmError
+from operators.artifact import KINDS, Artifact
+from pipelines.storage import Storage, digest_of
+
+MANIFEST = "manifest.json"
+
+
+class UnsafeArtifact(LfmError, ValueError):
+    """Files that must not be in an artifact: pickles, links, anything but plain files."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, what)
+        self.path, self.what = path, what
+
+    def __str__(self) -> str:
+        return f"artifact file {self.path!r} is {self.what}, expected safetensors, Parquet, JSON or plain text."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a step's fingerprint stands for.
+
+    Attributes:
+        inputs: For each edge, what filled it: ``(name, digest)`` pairs.
+        components: What the fingerprint is a hash of.
+    """
+
+    fingerprint: str
+    kind: str
+    digest: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    step: str = ""
+    seconds: float = 0.0
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    components: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Artifacts and results on one storage."""
+
+    storage: Storage
+
+    def put(self, path: Path, kind: str, about: Mapping[str, Any]) -> str:
+        """Move a file or folder in as an artifact and return its digest.
+
+        Raises:
+            UnsafeArtifact: It holds something that no artifact may hold.
+        """
+        folder = path
+        if path.is_file():
+            folder = path.parent / f"{path.name}.artifact"
+            folder.mkdir()
+            path.rename(folder / path.name)
+        files = {}
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder).as_posix()
+            mode = file.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                raise UnsafeArtifact(name, "a link or a device")
+            if file.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"):
+                raise UnsafeArtifact(name, f"a {file.suffix} file, which may be a pickle")
+            files[name] = {"sha256": digest_of(file), "size": file.stat().st_size}
+        manifest = canonical({"about": dict(about), "files": files, "kind": kind})
+        digest = hashlib.sha256(manifest).hexdigest()
+        (folder / MANIFEST).write_bytes(manifest)
+        if not self.storage.adopt(folder, f"artifacts/{digest}") and not self.whole(digest):
+            self.quarantine(digest)
+            self.storage.adopt(folder, f"artifacts/{digest}")
+        return digest
+
+    def get(self, digest: str) -> Artifact:
+        """The artifact, with its files in a local folder."""
+        data = self.storage.read(f"artifacts/{digest}/{MANIFEST}")
+        if data is None:
+            raise MissingArtifact(digest)
+        manifest = json.loads(data)
+        return KINDS[manifest["kind"]](
+            str(self.storage.fetch(f"artifacts/{digest}")), digest, manifest["about"]
+        )
+
+    def whole(self, digest: str, *, bytes_too: bool = False) -> bool:
+        """Whether an artifact is complete: manifest, every file, every size; with `bytes_too`, every byte."""
+        data = self.storage.read(f"artifacts/{digest}/{MANIFEST}")
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
+            return False
+        folder = self.storage.fetch(f"artifacts/{digest}")
+        for name, expected in json.loads(data)["files"].items():
+            path = folder / name
+            try:
+                if os.path.getsize(path) != expected["size"]:
+                    return False
+            except OSError:
+                return False
+            if bytes_too and digest_of(path) != expected["sha256"]:
+                return False
+        return True
+
+    def quarantine(self, digest: str) -> None:
+        """Move a damaged artifact out of the way."""
+        self.storage.discard(f"artifacts/{digest}", f"quarantine/{digest}-{os.urandom(4).hex()}")
+
+    def commit(self, result: Result) -> Result:
+        """Make `result` what its fingerprint stands for; where another came first and is whole, that one stays."""
+        key = f"results/{result.fingerprint}.json"
+        data = canonical(asdict(result))
+        if self.storage.put_if_absent(key, data):
+            return result
+        earlier = self.result(result.fingerprint)
+        if earlier is not None and earlier.digest != result.digest and self.whole(earlier.digest):
+            return earlier
+        old = self.storage.read(key)
+        if old is not None and old != data:
+            self.storage.replace_if_match(key, data, old)
+        return result
+
+    def result(self, fingerprint: str) -> Result | None:
+        """What a fingerprint stands for, if anything; the artifact may be damaged (`hit` looks)."""
+        data = self.storage.read(f"results/{fingerprint}.json")
+        return None if data is None else Result(**json.loads(data))
+
+    def hit(self, fingerprint: str) -> Result | None:
+        """A result whose artifact is there and complete."""
+        result = self.result(fingerprint)
+        return result if result is not None and self.whole(result.digest) else None
+
+
+class MissingArtifact(LfmError, LookupError):
+    """An artifact that the store does not have (any more)."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
+
+    def __str__(self) -> str:
+        return f"artifact {self.digest[:12]} is not in the store. Run the step that makes it again."
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
