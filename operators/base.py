@@ -18,20 +18,10 @@ from typing import Any, Generic, TypeVar, get_args, get_origin
 from lfm.errors import LfmError
 from lfm.method import Method
 from operators.artifact import KINDS, Artifact, kind_of
+from operators.resources import Resources as Resources
 from operators.workspace import Workspace
 
 T = TypeVar("T", bound=Artifact)
-
-
-class ResourcesError(LfmError, ValueError):
-    """A request for resources that nothing could satisfy."""
-
-    def __init__(self, field_name: str, value: object, allowed: str) -> None:
-        super().__init__(field_name, value, allowed)
-        self.field_name, self.value, self.allowed = field_name, value, allowed
-
-    def __str__(self) -> str:
-        return f"resources: {self.field_name}={self.value!r}, expected {self.allowed}."
 
 
 class DeclarationError(LfmError, TypeError):
@@ -43,53 +33,6 @@ class DeclarationError(LfmError, TypeError):
 
     def __str__(self) -> str:
         return f"Operator {self.operator!r}: {self.what}, expected {self.allowed}."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What one step asks of the cluster; it never changes the result beyond floating-point noise.
-
-    Attributes:
-        workers: Processes that share the work. With one, the step computes in its own task.
-        cpus_per_worker: CPUs of each.
-        gpus_per_worker: GPUs of each, a share of one allowed.
-        accelerator: The kind of device: ``cpu``, ``gpu`` or a name that Ray knows (``H100``). It is part of
-            the fingerprint.
-        memory: Bytes of host memory of each worker; 0 asks for no particular amount.
-    """
-
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
-    accelerator: str = "cpu"
-    memory: int = 0
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
-
-    def __post_init__(self) -> None:
-        for holds, name, allowed in (
-            (self.workers >= 1, "workers", "workers >= 1"),
-            (self.cpus_per_worker > 0, "cpus_per_worker", "cpus_per_worker > 0"),
-            (self.gpus_per_worker >= 0, "gpus_per_worker", "gpus_per_worker >= 0"),
-            (self.memory >= 0, "memory", "bytes, memory >= 0"),
-            (
-                (self.accelerator == "cpu") == (self.gpus_per_worker == 0),
-                "accelerator",
-                "'cpu' without GPUs, 'gpu' or a device's name with gpus_per_worker > 0",
-            ),
-        ):
-            if not holds:
-                raise ResourcesError(name, getattr(self, name), allowed)
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all workers together."""
-        return self.workers * self.cpus_per_worker
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of all workers together."""
-        return self.workers * self.gpus_per_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +164,6 @@ def _edge(hint: Any, *, required: bool) -> Edge | None:
     return Edge(kinds, many, required) if kinds else None
 
 
-def operator(
-    *, resources: Resources | None = None, effect: bool = False
-) -> Callable[[Callable[..., T]], Operator[T]]:
+def operator(*, resources: Resources | None = None, effect: bool = False) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`."""
     return lambda body: Operator(body, resources or Resources(), effect)

@@ -3,10 +3,8 @@
 import ast
 import functools
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import lfm
-from lfm.errors import LfmError, UnknownName
+from lfm.errors import UnknownName
 from lfm.method import Method
 from operators.base import Operator
-
-
-class ShadowedModule(LfmError, ImportError):
-    """A file of the user's that has the name of a module which is in use already."""
-
-    def __init__(self, name: str, path: str, other: str) -> None:
-        super().__init__(name, path, other)
-        self.name_, self.file, self.other = name, path, other
-
-    def __str__(self) -> str:
-        return (
-            f"uses: {self.file!r} would be imported as {self.name_!r}, which is {self.other} already. "
-            "Give the file another name."
-        )
 
 
 @dataclass(frozen=True)
@@ -38,7 +22,7 @@ class Catalog:
     """Every verb and method that one pipeline can name.
 
     Attributes:
-        modules: The user's own modules, as `bring` returns them.
+        modules: The user's own modules, as `operators.code.bring` returns them.
     """
 
     modules: Sequence[ModuleType] = ()
@@ -47,6 +31,11 @@ class Catalog:
     def __post_init__(self) -> None:
         own = {v.name: v for m in self.modules for v in vars(m).values() if isinstance(v, Operator)}
         object.__setattr__(self, "_own", own)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether the user's modules define an operator or a method."""
+        return bool(self._own or self._classes())
 
     def verbs(self) -> tuple[str, ...]:
         """All operators' names, sorted."""
@@ -117,32 +106,3 @@ def _built_in() -> dict[str, str]:
             ):
                 found[node.name] = f"operators.{path.stem}"
     return found
-
-
-def bring(folder: Path, names: Sequence[str]) -> tuple[ModuleType, ...]:
-    """Import the files `names` (``my_methods.py``) of `folder`, which stays importable from then on.
-
-    What another folder brought under the same name before is forgotten, so that one process can load
-    pipelines one after another.
-
-    Raises:
-        ShadowedModule: A file is called like a module that is not the user's.
-    """
-    home = str(folder.resolve())
-    for stale in [p for p in sys.path if p in _homes]:
-        sys.path.remove(stale)
-    for name, module in list(sys.modules.items()):
-        if any(str(getattr(module, "__file__", None) or "").startswith(f"{h}/") for h in _homes):
-            del sys.modules[name]
-    _homes.add(home)
-    importlib.invalidate_caches()
-    for name in names:
-        stem = Path(name).stem
-        spec = importlib.util.find_spec(stem)
-        if spec is not None:
-            raise ShadowedModule(stem, name, spec.origin or "a package")
-    sys.path.insert(0, home)
-    return tuple(importlib.import_module(Path(name).stem) for name in names)
-
-
-_homes: set[str] = set()  # folders that `bring` has put on the path of this process

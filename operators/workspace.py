@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from operators.artifact import Artifact
+from operators.resources import Resources
 
 A = TypeVar("A", bound=Artifact)
 
@@ -19,6 +20,10 @@ class Workspace(Protocol):
     @property
     def seed(self) -> int:
         """Decided by the fingerprint, so that a retry draws the same numbers."""
+
+    @property
+    def resources(self) -> Resources:
+        """What the step was given."""
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         """Say how far the step is, and what it measures there (a loss): cheap, call it at every step."""

@@ -8,16 +8,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
 from lfm.errors import LfmError
-from pipelines.store import canonical
 from pipelines.storage import Storage
+from pipelines.store import Result, Store, canonical
 
 
 class UnknownRun(LfmError, LookupError):
@@ -43,6 +44,20 @@ class RunIsLive(LfmError, RuntimeError):
         return f"Run {self.run!r} is driven by process {self.pid} on {self.host}. Wait for it or stop it first."
 
 
+class UnknownArtifact(LfmError, LookupError):
+    """A name that stands for no artifact."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r} names no artifact, expected RUN/STEP, a step of the last run or the first letters "
+            f"of a digest. Steps of that run that made something: {', '.join(self.known) or 'none'}."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a run.
@@ -64,6 +79,7 @@ class Journal:
     def __init__(self, storage: Storage, run: str, epoch: int) -> None:
         self.storage, self.run, self.epoch = storage, run, epoch
         self._segments = 0
+        self._started = Counter(e.step for e in history(storage, run) if e.kind == "start")
 
     @classmethod
     def claim(cls, storage: Storage, run: str) -> "Journal":
@@ -84,10 +100,15 @@ class Journal:
             raise RunIsLive(run, "another claim", 0)
         return cls(storage, run, epoch)
 
+    def attempts(self, step: str) -> int:
+        """How often the step was started, by this driver and those before."""
+        return self._started[step]
+
     def write(self, events: Sequence[Event]) -> None:
         """Record events, in order, as one segment; they are on disk when this returns."""
         if events:
             self._segments += 1
+            self._started.update(e.step for e in events if e.kind == "start")
             key = f"runs/{self.run}/journal/{self.epoch:06}-{self._segments:06}.json"
             self.storage.put_if_absent(key, canonical([asdict(e) for e in events]))
 
@@ -123,7 +144,7 @@ def find_run(storage: Storage, name: str) -> str:
 
 def new_run(pipeline: str) -> str:
     """A name for a run: when it began, what it runs, and a few letters that no other has."""
-    stamp = datetime.fromtimestamp(time.time(), tz=timezone.utc).strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.fromtimestamp(time.time(), tz=UTC).strftime("%Y%m%d-%H%M%S")
     return f"{stamp}-{pipeline}-{os.urandom(2).hex()}"
 
 
@@ -162,8 +183,92 @@ def status(storage: Storage, run: str, events: Sequence[Event]) -> str:
     last = [e for e in events if e.kind in ("started", "finished")][-1:]
     if last and last[0].kind == "finished":
         return str(last[0].data["status"])
+    return "interrupted" if driver(storage, run) is None else "running"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ancestor:
+    """One thing that an artifact came from.
+
+    Attributes:
+        depth: How many steps lie between it and what was asked for.
+        made_by: The result that it is of; None for what came from outside.
+    """
+
+    depth: int
+    role: str
+    digest: str
+    kind: str = ""
+    uri: str = ""
+    made_by: Result | None = None
+
+
+def ancestry(store: Store, digest: str) -> list[Ancestor]:
+    """An artifact and everything it came from, each followed by its own inputs; what is met again is not opened."""
+    makers = {r.digest: r for r in results(store)}
+    found: list[Ancestor] = []
+    opened: set[str] = set()
+
+    def walk(source: Mapping[str, Any], role: str, depth: int) -> None:
+        maker = makers.get(source["digest"])
+        found.append(Ancestor(depth=depth, role=role, made_by=maker, **source))
+        if maker is None or source["digest"] in opened:
+            return
+        opened.add(source["digest"])
+        for edge, filled in maker.inputs.items():
+            for name, one in _named(edge, filled):
+                walk(one, name, depth + 1)
+
+    kind = makers[digest].kind if digest in makers else ""
+    walk({"digest": digest, "kind": kind, "uri": ""}, "", 0)
+    return found
+
+
+def _named(edge: str, filled: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What fills an edge, each with a name: the edge's, or that and the place in it."""
+    if isinstance(filled, list):
+        yield from ((f"{edge}[{i}]", one) for i, one in enumerate(filled))
+    elif "digest" in filled and isinstance(filled["digest"], str):
+        yield edge, filled
+    else:
+        yield from ((f"{edge}.{name}", one) for name, one in filled.items())
+
+
+def results(store: Store) -> Iterator[Result]:
+    """Every result in the store."""
+    for key in store.storage.list("results"):
+        found = store.result(key.removeprefix("results/").removesuffix(".json"))
+        if found is not None:
+            yield found
+
+
+def find_artifact(store: Store, name: str) -> str:
+    """The digest that `name` means: ``RUN/STEP``, a ``STEP`` of the last run, or how a digest begins.
+
+    Raises:
+        UnknownArtifact: None, or more than one.
+        UnknownRun: No such run.
+    """
+    run, slash, step = name.rpartition("/")
+    known = runs(store.storage)
+    if slash or known:
+        made = {e.step: e.data["digest"] for e in history(store.storage, find_run(store.storage, run or "last"))
+                if e.kind in ("commit", "reuse")}  # fmt: skip
+        if step in made:
+            return str(made[step])
+        if slash:
+            raise UnknownArtifact(name, tuple(made))
+    found = {k.split("/")[1] for k in store.storage.list("artifacts") if k.split("/")[1].startswith(name)}
+    if len(name) < 6 or len(found) != 1:
+        raise UnknownArtifact(name, tuple(made) if known else ())
+    return found.pop()
+
+
+def driver(storage: Storage, run: str) -> int | None:
+    """The process on this machine that drives the run, if one does."""
     claims = storage.list(f"runs/{run}/claims")
-    return "running" if claims and _alive(json.loads(storage.read(claims[-1]) or b"{}")) else "interrupted"
+    claim = json.loads(storage.read(claims[-1]) or b"{}") if claims else {}
+    return int(claim["pid"]) if _alive(claim) else None
 
 
 def _alive(claim: Mapping[str, Any]) -> bool:
@@ -171,6 +276,6 @@ def _alive(claim: Mapping[str, Any]) -> bool:
     if claim.get("host") != socket.gethostname() or claim.get("pid") == os.getpid():
         return False
     try:
-        return abs(psutil.Process(claim["pid"]).create_time() - float(claim["born"])) < 1.0
+        return bool(abs(psutil.Process(claim["pid"]).create_time() - float(claim["born"])) < 1.0)
     except (psutil.Error, KeyError):
         return False

@@ -11,8 +11,8 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Resources
 from operators.catalog import Catalog, method_name
-from pipelines.source import Code, reach
-from pipelines.spec import Reference, Spec, StepSpec, names_in
+from pipelines.source import reach
+from pipelines.spec import Reference, Spec, StepSpec, names_in, near
 
 
 class PlanError(LfmError, ValueError):
@@ -40,12 +40,15 @@ class InputProblem(LfmError, ValueError):
 class Inspector(Protocol):
     """The plan's only eyes: reads headers, hashes and pins of what comes from outside."""
 
-    def pin(self, artifact: Artifact) -> Artifact:
-        """The same artifact with its digest.
+    def check(self, artifact: Artifact) -> None:
+        """Look at an input without reading it whole.
 
         Raises:
             InputProblem: It is missing, unreadable, empty or of a scheme that nothing reads.
         """
+
+    def pin(self, artifact: Artifact) -> Artifact:
+        """The same artifact with its digest, or without one where that was not wanted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +57,8 @@ class PlannedStep:
 
     Attributes:
         needs: The steps whose results it takes.
-        fingerprint: Names its result; steps with equal fingerprints make the same thing.
+        fingerprint: Names its result; steps with equal fingerprints make the same thing. Empty where an input
+            was not hashed.
         components: What the fingerprint is a hash of, so that two can be compared.
         effect: It changes the world instead of making an artifact, so no stored result replaces it.
     """
@@ -74,12 +78,16 @@ class PlannedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Steps by name, in an order in which they may run."""
+    """Steps by name, in an order in which they may run.
 
-    name: str
+    Attributes:
+        spec: What was asked for.
+        inputs: What comes from outside, pinned.
+    """
+
+    spec: Spec
     inputs: Mapping[str, Artifact]
     steps: Mapping[str, PlannedStep]
-    code: Code
 
 
 def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, until: str = "") -> Plan:
@@ -92,35 +100,35 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
         until: Leave out every step that this one does not need; empty keeps all.
 
     Raises:
-        PlanError: With every input that is not what it should be.
+        PlanError: With every problem that `survey` finds.
     """
     catalog = catalog or Catalog()
-    order = TopologicalSorter({n: _needs(s, spec) for n, s in spec.steps.items()}).static_order()
-    wanted = _ancestors(spec, until) if until else set(spec.steps)
-    used = {n for s in wanted for n in spec.steps[s].references()}
-    pinned, problems = pin(spec, inspector, used)
+    problems = survey(spec, inspector, until=until)
     if problems:
         raise PlanError(tuple(problems))
-    known = {n: f"{kind_of(type(a))}:{a.digest}" for n, a in pinned.items()}
+    order = TopologicalSorter({n: _needs(s, spec) for n, s in spec.steps.items()}).static_order()
+    wanted = _wanted(spec, until)
+    pinned = {n: inspector.pin(spec.inputs[n]) for n in _used(spec, wanted)}
+    known = {n: f"{kind_of(type(a))}:{a.digest}" if a.digest else "" for n, a in pinned.items()}
     steps: dict[str, PlannedStep] = {}
     for name in order:
         if name in wanted:
             steps[name] = _planned(name, spec, catalog, known)
             known[name] = steps[name].fingerprint
-    return Plan(name=spec.name, inputs=pinned, steps=steps, code=spec.code)
+    return Plan(spec=spec, inputs=pinned, steps=steps)
 
 
-def pin(spec: Spec, inspector: Inspector, used: set[str]) -> tuple[dict[str, Artifact], list[str]]:
-    """The inputs in `used` with their digests, and the problems of those that have none."""
-    pinned: dict[str, Artifact] = {}
-    problems: list[str] = []
-    for name, artifact in spec.inputs.items():
-        if name in used:
-            try:
-                pinned[name] = inspector.pin(artifact)
-            except InputProblem as problem:
-                problems.append(f"input {name!r}: {problem}")
-    return pinned, problems
+def survey(spec: Spec, inspector: Inspector, *, until: str = "") -> list[str]:
+    """A sentence for everything that is wrong with what `spec` needs from outside; reads headers, hashes nothing."""
+    if until and until not in spec.steps:
+        return [f"--until: no step is called {until!r}. {near(until, spec.steps)}"]
+    problems = []
+    for name in _used(spec, _wanted(spec, until)):
+        try:
+            inspector.check(spec.inputs[name])
+        except InputProblem as problem:
+            problems.append(f"input {name!r}: {problem}")
+    return problems
 
 
 def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) -> PlannedStep:
@@ -141,7 +149,8 @@ def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) 
         "libraries": dict(sources.libraries),
         "accelerator": step.resources.accelerator,
     }
-    canonical = json.dumps(components, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    canonical = json.dumps(components, sort_keys=True, separators=(",", ":"))
+    unknown = any(not known[n] for n in step.references())
     return PlannedStep(
         name=name,
         operator=step.operator,
@@ -152,7 +161,7 @@ def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) 
         kind=kind_of(verb.makes(step.method)),
         effect=verb.effect,
         needs=_needs(step, spec),
-        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        fingerprint="" if unknown else hashlib.sha256(canonical.encode()).hexdigest(),
         components=json.loads(canonical),
     )
 
@@ -167,12 +176,21 @@ def _needs(step: StepSpec, spec: Spec) -> tuple[str, ...]:
     return tuple(n for n in step.references() if n in spec.steps)
 
 
-def _ancestors(spec: Spec, last: str) -> set[str]:
+def _wanted(spec: Spec, until: str) -> set[str]:
+    """The step `until` and all that it needs; every step where it is empty."""
+    if not until:
+        return set(spec.steps)
     found: set[str] = set()
-    queue = [last]
+    queue = [until]
     while queue:
         name = queue.pop()
         if name not in found:
             found.add(name)
             queue += _needs(spec.steps[name], spec)
     return found
+
+
+def _used(spec: Spec, wanted: set[str]) -> tuple[str, ...]:
+    """The inputs that some wanted step takes, in the order in which `spec` names them."""
+    taken = {n for s in wanted for n in spec.steps[s].references()}
+    return tuple(n for n in spec.inputs if n in taken)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cluster.capacity import Capacity
+from operators.base import Resources
 from pipelines.plan import Plan, PlannedStep
 
 
@@ -52,18 +54,7 @@ class Progress:
     forced: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """What the cluster has in all; what runs is taken off by `decide`."""
-
-    cpus: float
-    gpus: float
-    memory: float = float("inf")
-
-
-def decide(
-    plan: Plan, progress: Progress, capacity: Capacity | None, *, max_failures: int = 0
-) -> tuple[Decision, ...]:
+def decide(plan: Plan, progress: Progress, capacity: Capacity | None, *, max_failures: int = 0) -> tuple[Decision, ...]:
     """Everything that can happen now, in plan order. An empty tuple means wait.
 
     A step that fails more than `max_failures` times is given up; steps that need it never start. Without a
@@ -71,19 +62,18 @@ def decide(
     """
     given_up = {s for s, n in progress.failures.items() if n > max_failures}
     open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | given_up]
-    ready = [s for s in open_steps if progress.done.issuperset(s.needs)]
-    if not ready and not progress.running:
-        failed = tuple(s for s in plan.steps if s in given_up)
-        return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
-
+    done = set(progress.done)  # and what this call reuses: a chain of stored results is one decision
     decisions: list[Decision] = []
     free = capacity
     if free is not None:
         for name in progress.running:
             free = _less(free, plan.steps[name])
-    for step in ready:
+    for step in open_steps:
+        if not done.issuperset(step.needs):
+            continue
         if reusable(step, progress):
             decisions.append(Reuse(step.name))
+            done.add(step.name)
         elif free is None:
             decisions.append(Start(step.name))
         else:
@@ -91,6 +81,9 @@ def decide(
             if left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0:
                 decisions.append(Start(step.name))
                 free = left
+    if not decisions and not progress.running:
+        failed = tuple(s for s in plan.steps if s in given_up)
+        return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
     return tuple(decisions)
 
 
@@ -99,19 +92,18 @@ def reusable(step: PlannedStep, progress: Progress) -> bool:
     return step.fingerprint in progress.stored and step.name not in progress.forced and not step.effect
 
 
-def infeasible(plan: Plan, capacity: Capacity) -> list[str]:
+def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[str]:
     """A sentence for every step that asks for more than `capacity` can ever give."""
     problems = []
-    for step in plan.steps.values():
-        asks = step.resources
-        for what, asked, there in (
+    for step, asks in asked.items():
+        for what, wanted, there in (
             ("CPUs", asks.cpus, capacity.cpus),
             ("GPUs", asks.gpus, capacity.gpus),
             ("bytes of memory", asks.workers * asks.memory, capacity.memory),
         ):
-            if asked > there:
+            if wanted > there:
                 problems.append(
-                    f"step {step.name!r}: asks for {asked:g} {what}, expected at most {there:g}, which is all "
+                    f"step {step!r}: asks for {wanted:g} {what}, expected at most {there:g}, which is all "
                     "there is. Lower its resources or run it on a larger cluster."
                 )
     return problems
@@ -120,5 +112,7 @@ def infeasible(plan: Plan, capacity: Capacity) -> list[str]:
 def _less(free: Capacity, step: PlannedStep) -> Capacity:
     asks = step.resources
     return Capacity(
-        cpus=free.cpus - asks.cpus, gpus=free.gpus - asks.gpus, memory=free.memory - asks.workers * asks.memory
+        cpus=free.cpus - asks.cpus,
+        gpus=free.gpus - asks.gpus,
+        memory=free.memory - asks.workers * asks.memory,
     )

@@ -6,24 +6,25 @@ import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from lfm.errors import LfmError
+from operators.code import Code, module_name
 
 OURS = ("lfm", "operators", "cluster", "pipelines")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
-    """The Python files that a pipeline brings along, with everything beside them that they import.
+class MissingCode(LfmError, FileNotFoundError):
+    """A Python file that a pipeline names and that is not there."""
 
-    Attributes:
-        uses: The files that the pipeline names, relative to `files`' folder.
-        files: Their text, and that of what they import, by relative path.
-    """
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
 
-    uses: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
+    def __str__(self) -> str:
+        return f"uses: {self.path!r} is not there, expected a Python file beside the pipeline. Check the name."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,12 @@ def pack(folder: Path, uses: tuple[str, ...]) -> Code:
         name = path.relative_to(folder).as_posix()
         if name in files:
             continue
+        if not path.is_file():
+            raise MissingCode(name)
         files[name] = path.read_text()
-        module = _module_name(path, folder)
-        for imported in _scan(files[name], module)[1]:
+        for imported in _scan(files[name], module_name(name))[1]:
             queue += _locate(imported, folder)
-    return Code(uses=uses, files=dict(sorted(files.items())))
+    return Code(uses=uses, files=tuple(sorted(files.items())))
 
 
 def reach(modules: tuple[str, ...], code: Code) -> Reach:
@@ -58,7 +60,7 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
     """
     found: dict[str, str] = {}
     libraries: dict[str, str] = {}
-    own = {_module_name(Path(f), Path()): text for f, text in code.files.items()}
+    own = {module_name(path): text for path, text in code.files}
     queue = list(modules)
     while queue:
         module = queue.pop()
@@ -111,11 +113,6 @@ def _scan(text: str, module: str) -> tuple[str, tuple[str, ...]]:
                 first.value.value = ""  # emptied, not removed: a body must not become empty
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     return digest, tuple(dict.fromkeys(imports))
-
-
-def _module_name(path: Path, folder: Path) -> str:
-    parts = path.relative_to(folder).with_suffix("").parts
-    return ".".join(parts)
 
 
 def _locate(module: str, folder: Path) -> list[Path]:

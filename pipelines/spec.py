@@ -4,6 +4,7 @@ Everything that can be known from the text alone is checked here, and all of it 
 """
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from lfm.method import Method
 from operators.artifact import KINDS, Artifact, kind_of
 from operators.base import Edge, Operator, Resources, Step
 from operators.catalog import Catalog, method_name
-from pipelines.source import Code
+from operators.code import Code
 
 Reference = str | tuple[str, ...] | Mapping[str, str]
 """What fills an edge: the name of an input or step, several, or several with names of their own."""
@@ -104,7 +105,10 @@ def parse(
     return builder.spec(raw, code or Code()), builder.problems
 
 
-def trace(pipeline: Callable[..., Any], *, code: Code | None = None, catalog: Catalog | None = None) -> Spec:
+def trace(
+    pipeline: Callable[..., Any], *, code: Code | None = None, catalog: Catalog | None = None,
+    changes: Sequence[str] = (),
+) -> Spec:  # fmt: skip
     """Read a pipeline written in Python: a function from artifacts to its last step, or to several.
 
     The function's parameters are the pipeline's inputs and their defaults say where those come from; its name,
@@ -113,8 +117,17 @@ def trace(pipeline: Callable[..., Any], *, code: Code | None = None, catalog: Ca
     Raises:
         SpecError: With every problem found.
     """
-    import inspect
+    spec, problems = follow(pipeline, code=code, catalog=catalog, changes=changes)
+    if problems:
+        raise SpecError(tuple(problems))
+    return spec
 
+
+def follow(
+    pipeline: Callable[..., Any], *, code: Code | None = None, catalog: Catalog | None = None,
+    changes: Sequence[str] = (),
+) -> tuple[Spec, list[str]]:  # fmt: skip
+    """The same as `trace`, but what is right comes back together with the problems of what is not."""
     parameters = inspect.signature(pipeline).parameters
     inputs = {k: p.default for k, p in parameters.items()}
     missing = [k for k, v in inputs.items() if not isinstance(v, Artifact)]
@@ -131,11 +144,18 @@ def trace(pipeline: Callable[..., Any], *, code: Code | None = None, catalog: Ca
         "inputs": {k: {kind_of(type(a)): a.uri} for k, a in inputs.items()},
         "steps": steps,
     }
-    builder = _Builder(catalog or Catalog(), lambda path: pipeline.__name__)
-    spec = builder.spec(raw, code or Code())
-    if builder.problems:
-        raise SpecError(tuple(builder.problems))
-    return spec
+    return build(raw, pipeline.__name__, code=code, catalog=catalog, changes=changes)
+
+
+def build(
+    raw: dict[str, Any], source: str, *, code: Code | None = None, catalog: Catalog | None = None,
+    changes: Sequence[str] = (),
+) -> tuple[Spec, list[str]]:  # fmt: skip
+    """A spec from plain values, such as `dump` gives, and the problems of what is not right."""
+    builder = _Builder(catalog or Catalog(), lambda path: source)
+    for change in changes:
+        builder.change(raw, change)
+    return builder.spec(raw, code or Code()), builder.problems
 
 
 def _collect(source: Any, named: Mapping[int, str], steps: dict[str, Any]) -> Any:
@@ -161,7 +181,7 @@ def _collect(source: Any, named: Mapping[int, str], steps: dict[str, Any]) -> An
 
 
 def dump(spec: Spec) -> dict[str, Any]:
-    """The pipeline as a mapping that `load` reads back to an equal `Spec` once it is written as YAML or JSON."""
+    """The pipeline as plain values, from which `build`, or `load` once they are YAML, make an equal `Spec`."""
     steps = {}
     for name, step in spec.steps.items():
         method = step.method
@@ -244,13 +264,15 @@ class _Builder:
 
     def spec(self, raw: Any, code: Code) -> Spec:
         raw = self._mapping((), raw, {"name", "uses", "inputs", "steps"})
-        inputs = {k: a for k, v in self._entries(raw, "inputs") if (a := self._input(k, v)) is not None}
+        given = self._entries(raw, "inputs")
+        inputs = {k: a for k, v in given if (a := self._input(k, v)) is not None}
         steps: dict[str, StepSpec] = {}
-        names = {**dict.fromkeys(k for k, _ in self._entries(raw, "inputs")), **dict.fromkeys(k for k, _ in self._entries(raw, "steps"))}
-        for name in {k for k, _ in self._entries(raw, "inputs")} & {k for k, _ in self._entries(raw, "steps")}:
-            self.refuse(("steps", name), f"{name!r} is the name of an input too. Give one of them another name.")
+        written = self._entries(raw, "steps")
+        names = [k for k, _ in (*given, *written)]
+        for name in {k for k, _ in given} & {k for k, _ in written}:
+            self.refuse(("steps", name), "an input has this name too. Give one of them another name.")
         made: dict[str, type[Artifact]] = {k: type(a) for k, a in inputs.items()}
-        for name, value in self._entries(raw, "steps"):
+        for name, value in written:
             step = self._step(name, value, set(names))
             if step is not None:
                 steps[name] = step
@@ -274,7 +296,9 @@ class _Builder:
         elif not key and where in steps:
             self._replace(raw, where, value)
         elif where not in steps:
-            self.problems.append(f"--set {text}: no input or step is called {where!r}. {near(where, [*inputs, *steps])}")
+            self.problems.append(
+                f"--set {text}: no input or step is called {where!r}. {near(where, [*inputs, *steps])}"
+            )
         else:
             self._assign(steps[where], text, key, yaml.safe_load(value))
 
@@ -432,9 +456,7 @@ class _Builder:
         made = self._validated(path, Resources, asked, "resources", list(Resources.__dataclass_fields__))
         return made if isinstance(made, Resources) else verb.resources
 
-    def _validated(
-        self, path: tuple[str, ...], hint: Any, value: Any, what: str, known: Sequence[str] = ()
-    ) -> Any:
+    def _validated(self, path: tuple[str, ...], hint: Any, value: Any, what: str, known: Sequence[str] = ()) -> Any:
         try:
             return TypeAdapter(hint).validate_python(value)
         except ValidationError as error:

@@ -66,6 +66,9 @@ class Storage(Protocol):
     def discard(self, key: str, to: str) -> None:
         """Move what is at `key` away to the key `to`."""
 
+    def append(self, key: str, data: bytes) -> None:
+        """Add to a key that has one writer; readers may see it late, and a crash may lose the end."""
+
     def scratch(self) -> Path:
         """A new empty local folder from which `adopt` moves without copying."""
 
@@ -121,12 +124,11 @@ class LocalStorage:
 
     def replace_if_match(self, key: str, data: bytes, old: bytes) -> bool:
         """See `Storage`: compare and rename under a lock on a file beside it."""
-        with self._written(key, data) as temporary:
-            with (self.root / f"{key}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.read(key) != old:
-                    return False
-                os.rename(temporary, self.root / key)
+        with self._written(key, data) as temporary, (self.root / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.read(key) != old:
+                return False
+            os.rename(temporary, self.root / key)
         return True
 
     def adopt(self, folder: Path, key: str) -> bool:
@@ -157,6 +159,14 @@ class LocalStorage:
         with _named(f"store {key!r}"):
             (self.root / to).parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.root / key, self.root / to)
+
+    def append(self, key: str, data: bytes) -> None:
+        """See `Storage`."""
+        path = self.root / key
+        with _named(f"store {key!r}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(data)
 
     def scratch(self) -> Path:
         """See `Storage`."""

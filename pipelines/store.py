@@ -1,9 +1,9 @@
 """Bytes <-> digest: artifacts by what they contain, results by the fingerprint of what made them.
 
-    artifacts/<digest>/          an artifact's files and its manifest.json; moved in whole, then read-only
-    results/<fingerprint>.json   which artifact a step's fingerprint stands for: written last, this is the commit
-    runs/<run>/                  journal and logs (`lineage.py`)
-    quarantine/                  artifacts that turned out damaged
+artifacts/<digest>/          an artifact's files and its manifest.json; moved in whole, then read-only
+results/<fingerprint>.json   which artifact a step's fingerprint stands for: written last, this is the commit
+runs/<run>/                  journal and logs (`lineage.py`)
+quarantine/                  artifacts that turned out damaged
 """
 
 import hashlib
@@ -38,7 +38,8 @@ class Result:
     """What a step's fingerprint stands for.
 
     Attributes:
-        inputs: For each edge, what filled it: ``(name, digest)`` pairs.
+        inputs: For each edge, what filled it: ``{kind, digest, uri}``, or a list or mapping of these; `uri` is
+            empty for what another step made.
         components: What the fingerprint is a hash of.
     """
 
@@ -95,9 +96,7 @@ class Store:
         if data is None:
             raise MissingArtifact(digest)
         manifest = json.loads(data)
-        return KINDS[manifest["kind"]](
-            str(self.storage.fetch(f"artifacts/{digest}")), digest, manifest["about"]
-        )
+        return KINDS[manifest["kind"]](str(self.storage.fetch(f"artifacts/{digest}")), digest, manifest["about"])
 
     def whole(self, digest: str, *, bytes_too: bool = False) -> bool:
         """Whether an artifact is complete: manifest, every file, every size; with `bytes_too`, every byte."""
@@ -121,7 +120,7 @@ class Store:
         self.storage.discard(f"artifacts/{digest}", f"quarantine/{digest}-{os.urandom(4).hex()}")
 
     def commit(self, result: Result) -> Result:
-        """Make `result` what its fingerprint stands for; where another came first and is whole, that one stays."""
+        """Make `result` what its fingerprint stands for; one that came first and is whole stays."""
         key = f"results/{result.fingerprint}.json"
         data = canonical(asdict(result))
         if self.storage.put_if_absent(key, data):

@@ -1,0 +1,76 @@
+"""The only place that starts Ray or connects to it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.capacity import Capacity, here
+from lfm.errors import LfmError
+
+
+class NoCluster(LfmError, ConnectionError):
+    """A Ray cluster that does not answer, or does not start."""
+
+    def __init__(self, address: str, what: str) -> None:
+        super().__init__(address, what)
+        self.address, self.what = address, what
+
+    def __str__(self) -> str:
+        return f"Ray at {self.address!r}: {self.what}, expected a cluster that answers. Check --address."
+
+
+@contextmanager
+def cluster(address: str = "local") -> Iterator[Capacity]:
+    """Be connected to Ray, and leave nothing of it behind.
+
+    Args:
+        address: ``local`` starts a cluster of this machine's own that ends with the block; anything else is the
+            address of one that runs, which stays.
+
+    Raises:
+        NoCluster: It does not answer.
+    """
+    # Ray reads these when it is imported; the first two would otherwise depend on the user's home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What a step leaves running must not outlive its worker.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+    import ray
+
+    home = tempfile.mkdtemp(prefix="lfm-") if address == "local" else None
+    try:
+        if home is not None:
+            whole = here()
+            ray.init(
+                address="local",
+                num_cpus=int(whole.cpus),
+                num_gpus=int(whole.gpus),
+                include_dashboard=False,
+                log_to_driver=False,  # each step writes a log of its own
+                logging_level="warning",
+                _temp_dir=home,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        _forget(home)
+        raise NoCluster(address, str(error).partition("\n")[0]) from error
+    try:
+        yield _all_of(ray)
+    finally:
+        ray.shutdown()
+        _forget(home)
+
+
+def _all_of(ray: "object") -> Capacity:
+    there = ray.cluster_resources()  # type: ignore[attr-defined]
+    return Capacity(cpus=there.get("CPU", 0.0), gpus=there.get("GPU", 0.0), memory=there.get("memory", float("inf")))
+
+
+def _forget(home: str | None) -> None:
+    if home is not None:
+        shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""The command line: ``lfm <command>``. Nothing heavy is imported before a command runs."""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Option = tuple[str, dict[str, Any]]
+
+PIPELINE: Option = ("pipeline", {"help": "a .yaml or .py file, or the name of a recipe that comes along"})
+RUN: Option = ("run", {"help": "a run's name, a part that only it has, or 'last'"})
+STORE: Option = ("--store", {"default": ".lfm", "help": "where artifacts and runs are kept (default: .lfm)"})
+JSON: Option = ("--json", {"action": "store_true", "help": "print data instead of text"})
+SET: Option = ("--set", {"action": "append", "default": [], "metavar": "A.B=VALUE", "dest": "changes",
+    "help": "change an input (name=URI), a step's field (step.field=value), or replace a step (step=URI)"})  # fmt: skip
+UNTIL: Option = ("--until", {"default": "", "metavar": "STEP", "help": "leave out what STEP does not need"})
+ADDRESS: Option = (
+    "--address",
+    {"default": "local", "help": "a running Ray cluster (default: one that ends with the run)"},
+)
+
+COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
+    "plan": (
+        "say what a run would do, and everything that is wrong with the pipeline",
+        "lfm plan pipeline.yaml --set distilled.max_steps=100",
+        [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
+         ("--no-hash", {"action": "store_true", "help": "hash no local input; what depends on one stays unknown"})],
+    ),
+    "run": (
+        "run a pipeline; what is in the store is reused",
+        "lfm run pipeline.yaml --until merged",
+        [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
+         ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
+         ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"})],
+    ),
+    "resume": ("go on with a run that was interrupted or failed", "lfm resume last", [RUN, STORE, ADDRESS, JSON]),
+    "stop": ("end a run that is going on", "lfm stop last", [RUN, STORE]),
+    "ps": ("list runs", "lfm ps", [STORE, JSON]),
+    "show": ("show a run: steps, times and what they made", "lfm show last", [RUN, STORE, JSON]),
+    "logs": (
+        "print what a step printed",
+        "lfm logs last merged",
+        [RUN, ("step", {"help": "a step's name"}), STORE,
+         ("--attempt", {"type": int, "default": 0, "metavar": "N", "help": "which attempt (default: the last)"})],
+    ),
+    "why": (
+        "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",
+        "lfm why last merged",
+        [RUN, ("step", {"help": "a step's name"}), STORE, JSON],
+    ),
+    "lineage": (
+        "print what an artifact came from, down to the data",
+        "lfm lineage last/merged",
+        [("artifact", {"help": "RUN/STEP, a step of the last run, or the first letters of a digest"}), STORE, JSON],
+    ),
+    "methods": (
+        "list every method that a pipeline can name",
+        "lfm methods merging",
+        [("family", {"nargs": "?", "default": "", "help": "only this family"}), JSON],
+    ),
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run one command and return the exit code: 0 only if all that was asked for happened."""
+    parsed = parser().parse_args(arguments)
+    shadow = shadowed()
+    if shadow:
+        print(shadow, file=sys.stderr)
+        return 2
+    commands = importlib.import_module("pipelines.commands")
+    from lfm.errors import LfmError
+
+    act: Callable[[argparse.Namespace], int] = getattr(commands, parsed.command)
+    try:
+        return act(parsed)
+    except LfmError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="lfm", description="Pipelines of methods that learn from models, on Ray.", allow_abbrev=False
+    )
+    below = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (what, example, options) in COMMANDS.items():
+        sub = below.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"Example: {example}",
+            allow_abbrev=False,
+        )
+        for option, settings in options:
+            sub.add_argument(option, **settings)
+    return top
+
+
+def shadowed() -> str:
+    """A sentence about the first of our packages that the import path hides, or nothing."""
+    for name in ("lfm", "operators", "cluster", "pipelines"):
+        spec = importlib.util.find_spec(name)
+        where = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+        if where != ROOT / name:
+            return (
+                f"package {name!r}: Python finds {where}, expected {ROOT / name}. Rename yours, or start lfm from "
+                "another folder."
+            )
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Task -> outcome: what happens inside the process that runs one step."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from lfm.errors import LfmError
+from operators.artifact import Artifact, kind_of
+from operators.base import Operator
+from operators.catalog import Catalog
+from operators.code import Code, bring
+from operators.resources import Resources
+from pipelines.inspector import Looks, fetch
+from pipelines.storage import Storage, open_storage, remove
+from pipelines.store import Result, Store
+
+A = TypeVar("A", bound=Artifact)
+
+
+class InputChanged(LfmError, RuntimeError):
+    """An input that is not what it was when the run was planned."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.uri = uri
+
+    def __str__(self) -> str:
+        return f"input {self.uri!r}: changed after the run was planned, expected it to stay. Start a new run."
+
+
+class NothingSaved(LfmError, TypeError):
+    """An operator that returned something else than what `Workspace.save` gave it."""
+
+    def __init__(self, operator: str, got: str) -> None:
+        super().__init__(operator, got)
+        self.operator, self.got = operator, got
+
+    def __str__(self) -> str:
+        return f"Operator {self.operator!r}: returned a {self.got}, expected what work.save(...) gave it."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One attempt at one step, as plain data: nothing in it needs the user's modules to be unpickled.
+
+    Attributes:
+        inputs: What fills each edge: an artifact, several, or several by name. Those of other steps have a digest
+            and no URI.
+    """
+
+    store: str
+    run: str
+    step: str
+    attempt: int
+    operator: str
+    method: tuple[str, Mapping[str, Any]] | None
+    params: Mapping[str, object]
+    inputs: Mapping[str, Any]
+    resources: Resources
+    effect: bool
+    fingerprint: str
+    components: Mapping[str, Any]
+    code: Code
+
+    @property
+    def log(self) -> str:
+        """The key of what the step prints."""
+        return f"runs/{self.run}/logs/{self.step}/{self.attempt}.log"
+
+    @property
+    def measures(self) -> str:
+        """The key of how far it is and what it measures: lines of JSON."""
+        return f"runs/{self.run}/measures/{self.step}/{self.attempt}.jsonl"
+
+
+def execute(task: Task) -> dict[str, Any]:
+    """Run one step and commit what it made.
+
+    Returns:
+        ``{"kind": "commit", "digest", "about", "seconds"}``, or ``{"kind": "fail", "error", "sentence", "log",
+        "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere.
+    """
+    storage = open_storage(task.store)
+    began = time.monotonic()
+    with _logged(storage, task.log), _as_before():
+        try:
+            done = _perform(task, storage)
+        except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
+            traceback.print_exc()
+            sentence = str(error).strip() or type(error).__name__
+            done = {"kind": "fail", "error": type(error).__name__, "sentence": sentence, "log": task.log}
+            print(f"Step {task.step!r} failed with {type(error).__name__}: {sentence}", file=sys.stderr)
+    return {**done, "seconds": time.monotonic() - began}
+
+
+def _perform(task: Task, storage: Storage) -> dict[str, Any]:
+    store = Store(storage)
+    began = time.monotonic()
+    catalog = Catalog(_modules(task.code))
+    verb = catalog.operator(task.operator)
+    arguments = {**_params(verb, task.params), **_fetched(task.inputs, store)}
+    if task.method is not None and verb.family is not None:
+        name, fields = task.method
+        arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
+    scratch = storage.scratch()
+    work = _Workspace(scratch, int(task.fingerprint[:12], 16), task.resources, storage, task.measures)
+    try:
+        with _threads(task.resources):
+            made = verb.body(work, **arguments)
+        work.flush()
+        if not isinstance(made, verb.gives):
+            raise NothingSaved(task.operator, type(made).__name__)
+        digest = made.digest or store.put(made.path, kind_of(type(made)), made.about)
+    finally:
+        remove(scratch)
+    result = Result(
+        fingerprint=task.fingerprint,
+        kind=kind_of(type(made)),
+        digest=digest,
+        about=dict(made.about),
+        run=task.run,
+        step=task.step,
+        seconds=time.monotonic() - began,
+        inputs=_sources(task.inputs),
+        components=task.components,
+    )
+    if not task.effect:
+        result = store.commit(result)
+    return {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
+
+
+class _Workspace:
+    """The `Workspace` of one attempt."""
+
+    FLUSH_S = 0.5  # how old the last line that a reader sees may be
+
+    def __init__(self, scratch: Path, seed: int, resources: Resources, storage: Storage, measures: str) -> None:
+        self.scratch, self.seed, self.resources = scratch, seed, resources
+        self._storage, self._key = storage, measures
+        self._lines: list[dict[str, Any]] = []
+        self._flushed = 0.0
+
+    def progress(self, done: int, total: int, **measures: float) -> None:
+        line = {"done": done, "total": total, "time": time.time()}
+        self._lines.append({**line, "measures": measures} if measures else line)
+        if time.monotonic() - self._flushed > self.FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what measures something, and the newest line, which says how far the step is."""
+        worth = [e for e in self._lines[:-1] if "measures" in e] + self._lines[-1:]
+        if worth:
+            self._storage.append(self._key, "".join(f"{json.dumps(e)}\n" for e in worth).encode())
+        self._lines.clear()
+        self._flushed = time.monotonic()
+
+    def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
+        return kind(str(path), "", dict(about or {}))
+
+
+def _params(verb: Operator[Any], params: Mapping[str, object]) -> dict[str, Any]:
+    return {k: TypeAdapter(verb.params[k].hint).validate_python(v) for k, v in params.items()}
+
+
+def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """Every input with a local path."""
+
+    def one(artifact: Artifact) -> Artifact:
+        if not artifact.uri:
+            return store.get(artifact.digest)
+        if "://" not in artifact.uri:
+            now = Looks(memory_of(store.storage)).pin(replace(artifact, digest=""))
+            if now.digest != artifact.digest:
+                raise InputChanged(artifact.uri)
+        return fetch(artifact)
+
+    return {k: _each(v, one) for k, v in inputs.items()}
+
+
+def memory_of(storage: Storage) -> Path:
+    """Where digests of local inputs are remembered: beside a local store, else in the user's cache."""
+    if "://" not in storage.uri:
+        return Path(storage.uri) / "inputs.sqlite"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "lfm" / "inputs.sqlite"
+
+
+def _sources(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Where each input came from, as JSON, in the shape of what fills its edge."""
+
+    def one(artifact: Artifact) -> dict[str, str]:
+        return {"kind": kind_of(type(artifact)), "digest": artifact.digest, "uri": artifact.uri}
+
+    return {k: _each(v, one) for k, v in inputs.items()}
+
+
+def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:
+    """`act` on every artifact of an edge, in the shape of what fills it."""
+    if isinstance(filled, Artifact):
+        return act(filled)
+    if isinstance(filled, Mapping):
+        return {k: act(v) for k, v in filled.items()}
+    return [act(v) for v in filled]
+
+
+@functools.lru_cache(maxsize=1)
+def _modules(code: Code) -> tuple[ModuleType, ...]:
+    """The user's modules; a warm worker imports the same files once."""
+    return bring(code)
+
+
+@contextmanager
+def _logged(storage: Storage, key: str) -> Iterator[None]:
+    """Send everything that this process and its children print to the log."""
+    local = Path(storage.uri) / key if "://" not in storage.uri else None
+    path = local or Path(tempfile.mkdtemp(prefix="lfm-log-")) / "log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for there, number in zip(kept, (1, 2), strict=True):
+                os.dup2(there, number)
+                os.close(there)
+            if local is None:
+                storage.append(key, path.read_bytes())
+                shutil.rmtree(path.parent)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Undo what a step changes of its process, which the next step gets: folder, environment, signals, randomness."""
+    folder, environment, drawn = Path.cwd(), dict(os.environ), random.getstate()
+    handlers = {s: signal.getsignal(s) for s in SIGNALS}
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    numpy_drawn = numpy.random.get_state() if numpy else None
+    torch_drawn = torch.get_rng_state() if torch else None
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
+        random.setstate(drawn)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if numpy:
+            numpy.random.set_state(numpy_drawn)
+        if torch:
+            torch.set_rng_state(torch_drawn)
+
+
+@contextmanager
+def _threads(resources: Resources) -> Iterator[None]:
+    """Give torch as many threads as the step has CPUs, where the step's modules use it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,216 @@
+"""Decisions -> Ray -> Events: does what `schedule` decides, and writes down what happened."""
+
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from typing import Any
+
+from cluster.capacity import Capacity
+from operators.artifact import KINDS, Artifact
+from pipelines.execute import Task, execute
+from pipelines.lineage import Event, Journal
+from pipelines.plan import Plan, PlanError, PlannedStep
+from pipelines.schedule import Finish, Progress, Reuse, Start, decide, infeasible
+from pipelines.spec import Reference
+from pipelines.store import Store
+
+POLL_S = 0.5  # how often whoever watches hears that nothing has happened
+
+Watch = Callable[[Sequence[Event]], None]
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    journal: Journal,
+    *,
+    connect: Callable[[], AbstractContextManager[Capacity]],
+    forced: Sequence[str] = (),
+    max_failures: int = 0,
+    watch: Watch = lambda events: None,
+) -> str:
+    """Drive a plan to its end.
+
+    Args:
+        plan: What to run.
+        store: Where results are looked up and put.
+        journal: Where every event goes before anybody else hears of it.
+        connect: Opens Ray; only called when a step has to run.
+        forced: Steps that run although their result is stored.
+        max_failures: How often one step may fail and be tried again.
+        watch: Hears of events, and of none twice a second.
+
+    Returns:
+        ``done``, ``failed`` or ``interrupted``.
+    """
+    return _Driver(plan, store, journal, watch, frozenset(forced), max_failures).drive(connect)
+
+
+class _Driver:
+    """One run's state: what has happened, what runs, and what each finished step made."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        journal: Journal,
+        watch: Watch,
+        forced: frozenset[str],
+        max_failures: int,
+    ) -> None:
+        self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
+        self.max_failures = max_failures
+        self.made: dict[str, Artifact] = dict(plan.inputs)
+        self.hits = {s.name: hit for s in plan.steps.values() if (hit := store.hit(s.fingerprint))}
+        stored = frozenset(plan.steps[n].fingerprint for n in self.hits)
+        self.progress = Progress(stored=stored, forced=forced)
+        self.tasks: dict[Any, Task] = {}
+        self.capacity: Capacity | None = None
+
+    def drive(self, connect: Callable[[], AbstractContextManager[Capacity]]) -> str:
+        status = "failed"
+        with ExitStack() as stack:
+            try:
+                while True:
+                    decisions = decide(self.plan, self.progress, self.capacity, max_failures=self.max_failures)
+                    finish = [d for d in decisions if isinstance(d, Finish)]
+                    if finish:
+                        status = "failed" if finish[0].failed or finish[0].skipped else "done"
+                        break
+                    self._record([self._reuse(d.step) for d in decisions if isinstance(d, Reuse)])
+                    starts = [d.step for d in decisions if isinstance(d, Start)]
+                    if starts and self.capacity is None:
+                        self.capacity = stack.enter_context(connect())
+                        stack.enter_context(_sigterm_interrupts())
+                        problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
+                        if problems:
+                            raise PlanError(tuple(problems))
+                        continue
+                    self._record([self._start(s) for s in starts])
+                    if self.tasks:
+                        self._record(self._finished())
+            except KeyboardInterrupt:
+                status = "interrupted"
+            except BaseException:
+                self._record([Event("finished", data={"status": "failed"})])
+                raise
+            self._record([Event("finished", data={"status": status})])
+        return status
+
+    def _record(self, events: Sequence[Event]) -> None:
+        stamped = [replace(e, time=time.time()) for e in events]
+        self.journal.write(stamped)
+        self.watch(stamped)
+
+    def _reuse(self, step: str) -> Event:
+        hit = self.hits[step]
+        self._done(step, hit.kind, hit.digest, hit.about)
+        data = {
+            "artifact": hit.kind,
+            "digest": hit.digest,
+            "about": hit.about,
+            "run": hit.run,
+            "seconds": hit.seconds,
+        }
+        return Event("reuse", step, data)
+
+    def _start(self, step: str) -> Event:
+        planned = self.plan.steps[step]
+        task = self._task(planned)
+        asks = planned.resources
+        alone = asks.workers == 1  # a step that starts workers asks nothing for itself: they ask
+        reference = (
+            _remote(fresh=asks.gpus > 0)
+            .options(
+                name=step,
+                num_cpus=asks.cpus_per_worker if alone else 0,
+                num_gpus=asks.gpus_per_worker if alone else 0,
+                memory=asks.memory or None if alone else None,
+                accelerator_type=asks.accelerator if alone and asks.accelerator not in ("cpu", "gpu") else None,
+            )
+            .remote(task)
+        )
+        self.tasks[reference] = task
+        self.progress = replace(self.progress, running=self.progress.running | {step})
+        return Event("start", step, {"attempt": task.attempt, "log": task.log})
+
+    def _finished(self) -> list[Event]:
+        import ray
+
+        ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=POLL_S)
+        return [self._ended(reference) for reference in ready]
+
+    def _ended(self, reference: Any) -> Event:
+        import ray
+
+        task = self.tasks.pop(reference)
+        try:
+            outcome = ray.get(reference)
+        except ray.exceptions.RayError as error:  # the process died; whatever a step raises comes as an outcome
+            sentence = str(error).strip().partition("\n")[0]
+            outcome = {"kind": "fail", "error": type(error).__name__, "sentence": sentence, "log": task.log}
+        running = self.progress.running - {task.step}
+        self.progress = replace(self.progress, running=running)
+        if outcome["kind"] == "commit":
+            self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"])
+        else:
+            failures = {**self.progress.failures, task.step: self.progress.failures.get(task.step, 0) + 1}
+            self.progress = replace(self.progress, failures=failures)
+        return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
+
+    def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any]) -> None:
+        self.made[step] = KINDS[kind]("", digest, about)
+        self.progress = replace(self.progress, done=self.progress.done | {step})
+
+    def _task(self, step: PlannedStep) -> Task:
+        return Task(
+            store=self.store.storage.uri,
+            run=self.journal.run,
+            step=step.name,
+            attempt=self.journal.attempts(step.name) + 1,
+            operator=step.operator,
+            method=step.method,
+            params=step.params,
+            inputs={k: self._filled(r) for k, r in step.inputs.items()},
+            resources=step.resources,
+            effect=step.effect,
+            fingerprint=step.fingerprint,
+            components=step.components,
+            code=self.plan.spec.code,
+        )
+
+    def _filled(self, reference: Reference) -> Any:
+        if isinstance(reference, str):
+            return self.made[reference]
+        if isinstance(reference, Mapping):
+            return {k: self.made[n] for k, n in reference.items()}
+        return [self.made[n] for n in reference]
+
+
+@functools.cache
+def _remote(*, fresh: bool) -> Any:
+    """`execute` as a Ray task, tried once: `schedule` decides what is tried again.
+
+    With `fresh` its process ends with it: one that lives on keeps its GPU memory.
+    """
+    import ray
+
+    return ray.remote(max_retries=0, max_calls=1 if fresh else 0)(execute)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C; set after Ray, which brings a handler of its own."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,135 @@
+"""Events -> what the terminal shows: a live table, or plain lines where nobody watches."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.lineage import Event, StepState, states
+from pipelines.plan import Plan
+from pipelines.storage import Storage
+
+
+class Lines:
+    """One line for each event."""
+
+    def __init__(self, plan: Plan, storage: Storage) -> None:
+        self.plan, self.storage = plan, storage
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Print the events."""
+        for event in events:
+            print(f"{datetime.fromtimestamp(event.time):%H:%M:%S} {sentence(event, self.storage)}", flush=True)
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        pass
+
+
+class LiveTable:
+    """All steps, with how far those are that run."""
+
+    def __init__(self, plan: Plan, storage: Storage) -> None:
+        self.plan, self.storage = plan, storage
+        self.events: list[Event] = []
+        self.live = Live(console=Console(), refresh_per_second=4)
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Take the events in and draw the table again."""
+        self.events += events
+        now = states(self.events, self.plan.steps)
+        self.live.update(table({n: row(n, s, self.storage, time.time()) for n, s in now.items()}))
+
+    def __enter__(self) -> "LiveTable":
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *ended: Any) -> None:
+        self.live.__exit__(*ended)
+
+
+def view(plan: Plan, storage: Storage) -> Lines | LiveTable:
+    """What fits where standard output goes."""
+    return LiveTable(plan, storage) if sys.stdout.isatty() else Lines(plan, storage)
+
+
+def sentence(event: Event, storage: Storage) -> str:
+    """What happened, in one line."""
+    data = event.data
+    match event.kind:
+        case "started":
+            return f"run {data['run']} of {len(data['steps'])} steps"
+        case "finished":
+            return f"run {data['status']}"
+        case "start":
+            return f"{event.step}: started" + (f", attempt {data['attempt']}" if data["attempt"] > 1 else "")
+        case "reuse":
+            return f"{event.step}: reused, {data['artifact']} digest {data['digest'][:12]}"
+        case "commit":
+            return f"{event.step}: done in {seconds(data['seconds'])}, {data['artifact']} digest {data['digest'][:12]}"
+        case _:
+            return failure(event.step, data, storage)
+
+
+def failure(step: str, data: Mapping[str, Any], storage: Storage) -> str:
+    """The house sentence about a failed attempt."""
+    said, log = data["sentence"].rstrip("."), f"{storage.uri}/{data['log']}"
+    return f"Step {step!r} failed in attempt {data['attempt']} with {data['error']}: {said}. Log: {log}"
+
+
+def table(rows: Mapping[str, tuple[str, ...]]) -> Table:
+    """Steps as rows."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("step", "state", "progress", "rate", "left", "took", "result"):
+        made.add_column(column, justify="left" if column in ("step", "state", "result") else "right")
+    for name, cells in rows.items():
+        made.add_row(name, *cells)
+    return made
+
+
+STYLES = {"running": "cyan", "done": "green", "reused": "green", "failed": "red", "waiting": "dim"}
+
+
+def row(step: str, state: StepState, storage: Storage, now: float) -> tuple[str, ...]:
+    """State, progress, rate, time left, time taken and result of one step."""
+    style = STYLES[state.state]
+    progress = rate = left = ""
+    took = seconds(state.ended - state.began) if state.ended and state.state != "reused" else ""
+    result = str(state.data.get("digest", ""))[:12]
+    if state.state == "running":
+        took = seconds(now - state.began)
+        lines = measured(storage, state.data.get("log", ""))
+        if lines:
+            first, last = lines[0], lines[-1]
+            progress = f"{last['done']}/{last['total']}"
+            elapsed = last["time"] - first["time"]
+            if elapsed > 0 and last["done"] > first["done"]:
+                pace = (last["done"] - first["done"]) / elapsed
+                rate, left = f"{pace:.3g}/s", seconds((last["total"] - last["done"]) / pace)
+            result = "  ".join(f"{k} {v:.4g}" for k, v in last.get("measures", {}).items())
+    if state.state == "failed":
+        result = escape(str(state.data.get("sentence", "")))
+    return f"[{style}]{state.state}[/]", progress, rate, left, took, result
+
+
+def measured(storage: Storage, log: str) -> list[dict[str, Any]]:
+    """What an attempt reported, by the key of its log."""
+    data = storage.read(log.replace("/logs/", "/measures/").removesuffix(".log") + ".jsonl")
+    return [json.loads(line) for line in (data or b"").splitlines() if line.endswith(b"}")]
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(int(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
