@@ -8,6 +8,7 @@ and its annotation the family it must belong to, everything else is a plain para
 Calling an operator runs nothing. It returns a `Step`, which a pipeline can plan.
 """
 
+import dataclasses
 import inspect
 import types
 import typing
@@ -15,13 +16,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from lfm.errors import LfmError
+from lfm.errors import HyperparameterError, LfmError
 from lfm.method import Method
 from operators.artifact import KINDS, Artifact, kind_of
 from operators.resources import Resources as Resources
 from operators.workspace import Workspace
 
 T = TypeVar("T", bound=Artifact)
+
+
+class Settings:
+    """Base of a frozen dataclass whose fields are parameters that several operators share.
+
+    An operator that has a parameter of such a type has its fields as parameters; its body gets them as one object.
+    """
+
+    __slots__ = ()
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+
+    def require(self, holds: bool, field: str, allowed: str) -> None:
+        """Raise `HyperparameterError` unless `holds`."""
+        if not holds:
+            raise HyperparameterError(type(self).__name__.lower(), field, getattr(self, field), allowed)
 
 
 class DeclarationError(LfmError, TypeError):
@@ -86,6 +102,7 @@ class Operator(Generic[T]):
     family: type[Method] | None = field(init=False)
     edges: Mapping[str, Edge] = field(init=False)
     params: Mapping[str, Parameter] = field(init=False)
+    bundles: Mapping[str, type[Settings]] = field(init=False)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(self.body, include_extras=True)
@@ -103,20 +120,26 @@ class Operator(Generic[T]):
         unhinted = [k for k in signature if k not in {*hints, "work", "method"}]
         if unhinted:
             raise DeclarationError(name, f"{unhinted[0]!r} has no annotation", "one for every parameter")
-        edges, params = {}, {}
+        edges: dict[str, Edge] = {}
+        params: dict[str, Parameter] = {}
+        bundles: dict[str, type[Settings]] = {}
         for key, hint in hints.items():
             default = signature[key].default
             edge = _edge(hint, required=default is inspect.Parameter.empty)
-            if edge is None:
-                params[key] = Parameter(hint, default)
-            else:
+            if edge is not None:
                 edges[key] = edge
+            elif isinstance(hint, type) and issubclass(hint, Settings):
+                bundles[key] = hint
+                params |= _fields(hint)
+            else:
+                params[key] = Parameter(hint, default)
         for key, value in (
             ("name", name),
             ("gives", gives.kinds),
             ("family", family),
             ("edges", edges),
             ("params", params),
+            ("bundles", bundles),
         ):
             object.__setattr__(self, key, value)
 
@@ -124,6 +147,14 @@ class Operator(Generic[T]):
     def module(self) -> str:
         """The module that defines it."""
         return self.body.__module__
+
+    def arguments(self, params: Mapping[str, object]) -> dict[str, Any]:
+        """What the body takes for a step's parameters: single ones as they are, those of settings as one object."""
+        bundled = {f: name for name, cls in self.bundles.items() for f in _fields(cls)}
+        plain: dict[str, Any] = {k: v for k, v in params.items() if k not in bundled}
+        for name, settings in self.bundles.items():
+            plain[name] = settings(**{k: v for k, v in params.items() if bundled.get(k) == name})
+        return plain
 
     def makes(self, method: Method | None) -> type[Artifact]:
         """What it makes with `method`: where the signature leaves a choice, the method's class decides."""
@@ -150,6 +181,16 @@ class Operator(Generic[T]):
             params=arguments,
             resources=resources or self.resources,
         )
+
+
+def _fields(settings: type[Settings]) -> dict[str, Parameter]:
+    """A dataclass's fields as parameters."""
+    hints = typing.get_type_hints(settings)
+    missing = inspect.Parameter.empty
+    return {
+        f.name: Parameter(hints[f.name], missing if f.default is dataclasses.MISSING else f.default)
+        for f in dataclasses.fields(settings)  # type: ignore[arg-type]
+    }
 
 
 def _edge(hint: Any, *, required: bool) -> Edge | None:

@@ -28,6 +28,15 @@ class Workspace(Protocol):
     def progress(self, done: int, total: int, **measures: float) -> None:
         """Say how far the step is, and what it measures there (a loss): cheap, call it at every step."""
 
+    def keep(self, folder: Path) -> None:
+        """Keep a folder below `scratch` as a checkpoint of this step, instead of an older one.
+
+        It holds a `manifest.json`, as an artifact does, and goes when the step ends well.
+        """
+
+    def kept(self) -> Path | None:
+        """The checkpoint that an earlier attempt at the same fingerprint kept last, or None."""
+
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         """Make what lies at `path`, a file or a folder below `scratch`, an artifact.
 

@@ -174,7 +174,7 @@ class _Workspace:
 
 
 def _params(verb: Operator[Any], params: Mapping[str, object]) -> dict[str, Any]:
-    return {k: TypeAdapter(verb.params[k].hint).validate_python(v) for k, v in params.items()}
+    return verb.arguments({k: TypeAdapter(verb.params[k].hint).validate_python(v) for k, v in params.items()})
 
 
 def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lfm.errors import LfmError
+from lfm.errors import HyperparameterError, LfmError
 from lfm.method import Method
 from operators.artifact import KINDS, Artifact, kind_of
 from operators.base import Edge, Operator, Resources, Step
@@ -439,6 +439,7 @@ class _Builder:
 
     def _params(self, path: tuple[str, ...], raw: Any, verb: Operator[Any]) -> dict[str, object]:
         found: dict[str, object] = {}
+        before = len(self.problems)
         for key, value in self._mapping(path, raw, set(verb.params)).items():
             if key in verb.params:
                 found[key] = self._validated((*path, key), verb.params[key].hint, value, f"{verb.name}: {key}")
@@ -447,6 +448,11 @@ class _Builder:
                 self.refuse(path, f"{verb.name!r} needs the parameter {key!r}.")
             elif key not in found:
                 found[key] = parameter.default
+        if len(self.problems) == before:
+            try:
+                verb.arguments(found)
+            except HyperparameterError as error:
+                self.refuse((*path, error.field), f"{verb.name}: {error}")
         return found
 
     def _resources(self, path: tuple[str, ...], raw: Any, verb: Operator[Any]) -> Resources:

@@ -1,0 +1,1 @@
+"""What generates tokens behind `serve`, one file per engine."""

@@ -1,0 +1,126 @@
+"""Our own engine: a plain decode loop with a key-value cache, for any decoder of transformers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lfm.errors import LfmError
+from operators.language_models import head_of, trunk_of
+from operators.objectives import plain
+
+
+class SamplingError(LfmError, ValueError):
+    """A wish for tokens that cannot be granted."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(field, value, allowed)
+        self.field, self.value, self.allowed = field, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r}, expected {self.allowed}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_tokens: The most that are generated for each prompt, at least 1.
+        temperature: 0 takes the likeliest token; above, logits are divided by it first.
+        top_p: Only the likeliest tokens that together have this probability are drawn from, in (0, 1].
+        seed: Of the draws.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for holds, field, allowed in (
+            (self.max_tokens >= 1, "max_tokens", "max_tokens >= 1"),
+            (0 <= self.temperature <= 2, "temperature", "0 <= temperature <= 2"),
+            (0 < self.top_p <= 1, "top_p", "0 < top_p <= 1"),
+        ):
+            if not holds:
+                raise SamplingError(field, getattr(self, field), allowed)
+
+
+class Native:
+    """One model in this process."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = plain(model).eval()
+        self.tokenizer = tokenizer
+        self.head = head_of(self.model)
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        self.ends = {int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None}
+        self.context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0)) or None
+
+    @torch.inference_mode()
+    def decode(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[int | None]]:
+        """Generate for several prompts at once; each step gives one token for each, None where it has ended.
+
+        The token that ends a text is not given.
+        """
+        import transformers
+
+        device = next(self.model.parameters()).device
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self.tokenizer.pad_token_id] * (longest - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        ids, mask = ids.to(device), mask.to(device)
+        cache = transformers.DynamicCache(config=self.model.config)
+        draws = torch.Generator(device).manual_seed(sampling.seed)
+        going = [True] * len(prompts)
+        for _ in range(sampling.max_tokens):
+            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            out = trunk_of(self.model)(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = self.head.shaped(self.head.linear(out.last_hidden_state[:, -1])).float()
+            ids = choose(logits, sampling, draws)[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            tokens = ids[:, 0].tolist()
+            going = [g and t not in self.ends for g, t in zip(going, tokens, strict=True)]
+            if not any(going):
+                return
+            yield [t if g else None for t, g in zip(tokens, going, strict=True)]
+
+    def complete(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """All tokens generated for each prompt."""
+        said: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.decode(prompts, sampling):
+            for text, token in zip(said, tokens, strict=True):
+                if token is not None:
+                    text.append(token)
+        return said
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
+        """What the model says after each token of a text, in float32."""
+        device = next(self.model.parameters()).device
+        return self.model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()  # type: ignore[no-any-return]
+
+
+def choose(
+    logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch.Generator
+) -> Int[Tensor, "rows"]:
+    """The next token of each row."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    shares = (logits / sampling.temperature).softmax(dim=-1)
+    if sampling.top_p < 1:
+        ordered, places = shares.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered  # the first token always stays
+        shares = torch.zeros_like(shares).scatter(-1, places, ordered.masked_fill(before >= sampling.top_p, 0.0))
+    return torch.multinomial(shares, 1, generator=draws)[:, 0]

@@ -1,0 +1,198 @@
+"""Folders <-> causal language models of transformers and PEFT; the only file that knows how they are put together."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lfm.errors import LfmError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class UnsupportedModel(LfmError, ValueError):
+    """A model that cannot be trained here as it was asked."""
+
+    def __init__(self, architecture: str, what: str, fix: str) -> None:
+        super().__init__(architecture, what, fix)
+        self.architecture, self.what, self.fix = architecture, what, fix
+
+    def __str__(self) -> str:
+        return f"model of type {self.architecture!r}: {self.what}. {self.fix}"
+
+
+def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The causal language model in a folder, on the CPU, in evaluation mode; in its stored dtype where none is given.
+
+    No code of the folder's own runs, and nothing is unpickled.
+    """
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model's folder; padding gets the end-of-text token where it has none of its own."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise UnsupportedModel(folder.name, "its tokenizer has no end-of-text token", "Set eos_token in its config.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def adapted(folder: Path, adapter: Path, dtype: torch.dtype | None = None) -> Any:
+    """The model in `folder` with a PEFT adapter on it."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(load(folder, dtype), adapter, local_files_only=True)
+
+
+def inject(model: Any, kind: str, fields: Mapping[str, Any]) -> Any:
+    """A `PeftModel` around `model`, which it changes in place."""
+    import peft
+
+    settings = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[kind]]
+    return peft.get_peft_model(model, settings(task_type="CAUSAL_LM", **fields))
+
+
+def save(model: Any, weights: Mapping[str, Tensor], like: Path, folder: Path) -> None:
+    """Write a model (or, of a `PeftModel`, its adapter) with these weights, and the tokenizer of `like`.
+
+    A model keeps the dtype that `like` is stored in; an adapter is float32.
+    """
+    import peft
+
+    if isinstance(model, peft.PeftModel):
+        model.save_pretrained(folder, state_dict={**model.state_dict(), **weights}, safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, all of it blank
+        return
+    dtype = stored_dtype(like)
+    tied = getattr(model, "all_tied_weights_keys", {})
+    whole = {k: v for k, v in {**model.state_dict(), **weights}.items() if k not in tied}
+    whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
+    copy_tokenizer(like, folder)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that a model's config says its weights have."""
+    config = json.loads((folder / "config.json").read_text())
+    return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Write the tokenizer of one folder into another, as it is."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What turns hidden states into logits: a linear map, then a factor and a soft cap where the model has them.
+
+    Attributes:
+        linear: The output embedding.
+        scale: Multiplies its output.
+        cap: `cap * tanh(x / cap)` where there is one.
+    """
+
+    linear: nn.Module
+    scale: float = 1.0
+    cap: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the linear map alone."""
+        return self.scale == 1.0 and self.cap is None
+
+    def shaped(self, logits: Float[Tensor, "*tokens vocab"]) -> Float[Tensor, "*tokens vocab"]:
+        """What follows the linear map."""
+        logits = logits * self.scale if self.scale != 1.0 else logits
+        return self.cap * torch.tanh(logits / self.cap) if self.cap is not None else logits
+
+
+def head_of(model: Any) -> Head:
+    """The head of a causal language model.
+
+    Raises:
+        UnsupportedModel: It has none, or a part was put around it.
+    """
+    linear = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if not isinstance(linear, nn.Linear):
+        fix = "Leave the output head out of the adapter's targets."
+        raise UnsupportedModel(config.model_type, f"its output head is {type(linear).__name__}, not linear", fix)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(linear, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def trunk_of(model: Any) -> Any:
+    """All of a causal language model but its head."""
+    return model.get_decoder()
+
+
+def hidden_states(
+    model: Any, ids: Tensor, positions: Tensor, *, packed: bool
+) -> Float[Tensor, "rows length width"]:
+    """What goes into the head; with `packed` a position of 0 starts a document that sees nothing before it."""
+    extra = {"position_ids": positions} if packed else {}
+    out = trunk_of(model)(input_ids=ids, use_cache=False, **extra)
+    return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def check(model: Any, *, packed: bool) -> None:
+    """Ask a few tokens of the model, so that what the trainer assumes of it is known to hold.
+
+    Raises:
+        UnsupportedModel: Its logits are not its head's on its hidden states, or packed documents see each other.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = (torch.arange(8, device=device) * 7 + 3).remainder(vocabulary)[None]
+    positions = torch.arange(4, device=device).repeat(2)[None]
+    training, name = model.training, model.config.model_type
+    model.eval()
+    try:
+        head = head_of(model)
+        alone = hidden_states(model, ids[:, 4:], positions[:, 4:], packed=False)
+        logits = model(input_ids=ids[:, 4:], use_cache=False).logits.float()
+        if not _same(head.shaped(head.linear(alone)).float(), logits):
+            raise UnsupportedModel(name, "its logits are more than its head's on its hidden states", "Tune another.")
+        if packed and not _same(hidden_states(model, ids, positions, packed=True)[:, 4:], alone):
+            raise UnsupportedModel(name, "documents in one row see each other in it", "Set packing to false.")
+    finally:
+        model.train(training)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    tolerance = 1e-4 if one.dtype == torch.float32 else 5e-2
+    return bool((one - other).float().norm() <= tolerance * other.float().norm())

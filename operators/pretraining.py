@@ -1,0 +1,167 @@
+"""The verb `pretrain`: a small language model from nothing, with a tokenizer of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators.artifact import Dataset, Model
+from operators.base import Settings, operator
+from operators.batches import Rows
+from operators.language_models import check, load_tokenizer, save
+from operators.loop import Job, Place
+from operators.objectives import NextToken
+from operators.rows import read_rows
+from operators.texts import packed_rows
+from operators.trainer import fit
+from operators.training import Training
+from operators.workspace import Workspace
+
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+END = "<|end|>"
+CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture(Settings):
+    """The size of a Llama-like decoder.
+
+    Attributes:
+        layers: How many blocks.
+        width: Of the residual stream; a multiple of `heads`.
+        heads: Attention heads.
+        key_value_heads: Of which so many have keys and values of their own; None gives each its own.
+        feed_forward: Inner width of the feed-forward part; None takes 8/3 of `width`, rounded up to 16.
+        vocabulary: Tokens of the tokenizer that is trained, at least 300; not used where one is given.
+        context: The longest row it is made for, in tokens.
+    """
+
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    key_value_heads: int | None = None
+    feed_forward: int | None = None
+    vocabulary: int = 4096
+    context: int = 1024
+
+    def __post_init__(self) -> None:
+        self.require(self.layers >= 1, "layers", "layers >= 1")
+        self.require(self.heads >= 1, "heads", "heads >= 1")
+        even = self.width >= 2 and self.width % (2 * self.heads) == 0
+        self.require(even, "width", "a multiple of 2 * heads")  # rotary embeddings turn pairs
+        fits = self.key_value_heads is None or (self.key_value_heads >= 1 and self.heads % self.key_value_heads == 0)
+        self.require(fits, "key_value_heads", "a divisor of heads")
+        self.require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "feed_forward >= 1")
+        self.require(self.vocabulary >= 300, "vocabulary", "vocabulary >= 300: 256 bytes and a few special tokens")
+        self.require(self.context >= 2, "context", "context >= 2")
+
+
+@operator()
+def pretrain(
+    work: Workspace,
+    *,
+    data: Dataset,
+    tokenizer: Model | None = None,
+    held_out: Dataset | None = None,
+    architecture: Architecture,
+    training: Training,
+) -> Model:
+    """Train a decoder from random weights on all tokens of `data`; with `max_steps` 0 it stays random.
+
+    Args:
+        work: The step's workspace.
+        data: Text to learn from; also what the tokenizer is trained on.
+        tokenizer: A model whose tokenizer is taken over instead, as a student takes its teacher's.
+        held_out: Text to look at while training.
+        architecture: Its size.
+        training: How it is trained.
+    """
+    home = work.scratch / "tokenizer"
+    if tokenizer is None:
+        train_tokenizer(read_rows(data)["text"], architecture.vocabulary).save_pretrained(home)
+    arguments = {
+        "tokenizer": home if tokenizer is None else tokenizer.path,
+        "data": data,
+        "held_out": held_out,
+        "architecture": architecture,
+        "training": training,
+    }
+    folder, measures = fit(work, _job, arguments, training)
+    return work.save(Model, folder, measures)
+
+
+def _job(
+    place: Place,
+    *,
+    tokenizer: Path,
+    data: Dataset,
+    held_out: Dataset | None,
+    architecture: Architecture,
+    training: Training,
+) -> Job:
+    tokens = load_tokenizer(tokenizer)
+    torch.manual_seed(training.seed)
+    model = new_model(architecture, tokens)
+    check(model, packed=training.packing)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def rows(dataset: Dataset) -> Rows:
+        return packed_rows(dataset, tokens, training)
+
+    def export(weights: Mapping[str, Tensor], folder: Path) -> None:
+        save(model, {n.removeprefix("model."): w for n, w in weights.items()}, tokenizer, folder)
+
+    return Job(
+        objective=NextToken(model, packed=training.packing),
+        rows=rows(data),
+        held_out=None if held_out is None else rows(held_out),
+        export=export,
+    )
+
+
+def new_model(architecture: Architecture, tokenizer: Any) -> Any:
+    """A decoder with random weights; the output head is the input embedding."""
+    import transformers
+
+    wide = architecture.feed_forward or -(-architecture.width * 8 // 3 // 16) * 16
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=architecture.width,
+        intermediate_size=wide,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.key_value_heads or architecture.heads,
+        max_position_embeddings=architecture.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer with a chat template."""
+    import tokenizers
+    import transformers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, *ROLES],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+    made.chat_template = CHAT
+    return made
