@@ -168,9 +168,7 @@ def packed(found: Iterator[Document], *, length: int, padding: int, packing: boo
             bins.append([piece])
         bisect.insort(room, (free - len(piece.ids), number))
     shape = (len(bins), length)
-    rows = Rows(
-        np.full(shape, padding, np.int32), np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
-    )
+    rows = Rows(np.full(shape, padding, np.int32), np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
     for i, held in enumerate(bins):
         at = 0
         for piece in held:

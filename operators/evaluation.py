@@ -75,7 +75,7 @@ def evaluate(
     summary: dict[str, Any] = {}
     tables = []
     for done, (name, dataset) in enumerate(data.items()):
-        rows = read_rows(dataset)[:max_documents]
+        rows = read_rows(dataset).slice(0, max_documents).to_pydict()
         columns = losses(engine, documents(rows, engine.tokenizer), length=length, batch_size=batch_size, name=name)
         summary[name] = {"documents": len(columns["loss"]), **_mean_loss(columns)}
         if generate and "text" not in rows:
@@ -139,9 +139,7 @@ def losses(
     return {"loss": sums.tolist(), "tokens": tokens.tolist()}
 
 
-def scores(
-    engine: Native, rows: Mapping[str, Sequence[Any]], max_tokens: int, batch_size: int
-) -> dict[str, list[Any]]:
+def scores(engine: Native, rows: Mapping[str, Sequence[Any]], max_tokens: int, batch_size: int) -> dict[str, list[Any]]:
     """For each document a greedy answer, whether it is the expected one, and its chrF in [0, 1]."""
     import sacrebleu
 

@@ -56,9 +56,7 @@ class NoSuchResult(LfmError, LookupError):
 
 
 @operator()
-def gate(
-    work: Workspace, *, model: Model, results: Mapping[str, Metrics], require: Sequence[Requirement]
-) -> Model:
+def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], require: Sequence[Requirement]) -> Model:
     """Hand `model` on if every requirement holds with a 95 % interval that excludes 0.
 
     Args:
@@ -114,5 +112,3 @@ def said(requirement: Requirement, difference: Difference) -> str:
         f"{requirement.measure} of {requirement.better} minus {requirement.than} on {requirement.on} is "
         f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     )
-
-

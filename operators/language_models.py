@@ -65,24 +65,20 @@ def inject(model: Any, kind: str, fields: Mapping[str, Any]) -> Any:
     return peft.get_peft_model(model, settings(task_type="CAUSAL_LM", **fields))
 
 
-def save(model: Any, weights: Mapping[str, Tensor], like: Path, folder: Path) -> None:
-    """Write a model (or, of a `PeftModel`, its adapter) with these weights, and the tokenizer of `like`.
-
-    A model keeps the dtype that `like` is stored in; an adapter is float32.
-    """
+def save(model: Any, weights: Mapping[str, Tensor], folder: Path, *, tokenizer: Path, dtype: torch.dtype) -> None:
+    """Write a model in `dtype` with these weights and a tokenizer, or, of a `PeftModel`, its adapter in float32."""
     import peft
 
     if isinstance(model, peft.PeftModel):
         model.save_pretrained(folder, state_dict={**model.state_dict(), **weights}, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, all of it blank
         return
-    dtype = stored_dtype(like)
     tied = getattr(model, "all_tied_weights_keys", {})
     whole = {k: v for k, v in {**model.state_dict(), **weights}.items() if k not in tied}
     whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
-    copy_tokenizer(like, folder)
+    copy_tokenizer(tokenizer, folder)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -124,7 +120,7 @@ class Head:
         cap: `cap * tanh(x / cap)` where there is one.
     """
 
-    linear: nn.Module
+    linear: nn.Linear
     scale: float = 1.0
     cap: float | None = None
 
@@ -159,9 +155,7 @@ def trunk_of(model: Any) -> Any:
     return model.get_decoder()
 
 
-def hidden_states(
-    model: Any, ids: Tensor, positions: Tensor, *, packed: bool
-) -> Float[Tensor, "rows length width"]:
+def hidden_states(model: Any, ids: Tensor, positions: Tensor, *, packed: bool) -> Float[Tensor, "rows length width"]:
     """What goes into the head; with `packed` a position of 0 starts a document that sees nothing before it."""
     extra = {"position_ids": positions} if packed else {}
     out = trunk_of(model)(input_ids=ids, use_cache=False, **extra)

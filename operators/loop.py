@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ class Place:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     strategy: str = "single"
 
 
@@ -161,7 +161,7 @@ class Engine:
             loss: Tensor = self.module(batch)
         with self._alone_unless(last):
             # DDP averages over the workers what has to be summed over them.
-            self.scaler.scale(loss * (self.place.world / tokens)).backward()
+            self.scaler.scale(loss * (self.place.world / tokens)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def step(self, rate: float) -> float:

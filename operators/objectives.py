@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lfm.chunks import chunked_cross_entropy
@@ -20,6 +19,7 @@ class NextToken(nn.Module):
         self.head = [head_of(plain(model))]  # in a list: a submodule of the model must not be one of this module too
 
     def forward(self, batch: Batch) -> Tensor:
+        """The sum over the batch's loss tokens."""
         hidden, targets = answers(self.model, batch, packed=self.packed)
         return cross_entropy(self.head[0], hidden, targets)
 
@@ -41,8 +41,3 @@ def cross_entropy(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     linear = head.linear
     shaped = None if head.plain else head.shaped
     return chunked_cross_entropy(hidden, linear.weight, targets, bias=linear.bias, shaped=shaped)
-
-
-def zero_of(module: nn.Module) -> Tensor:
-    """A 0 that every trained parameter has a (zero) gradient of."""
-    return torch.stack([p.sum() * 0 for p in module.parameters() if p.requires_grad]).sum()

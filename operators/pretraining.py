@@ -84,7 +84,7 @@ def pretrain(
     """
     home = work.scratch / "tokenizer"
     if tokenizer is None:
-        train_tokenizer(read_rows(data)["text"], architecture.vocabulary).save_pretrained(home)
+        train_tokenizer(read_rows(data)["text"].to_pylist(), architecture.vocabulary).save_pretrained(home)
     arguments = {
         "tokenizer": home if tokenizer is None else tokenizer.path,
         "data": data,
@@ -116,7 +116,8 @@ def _job(
         return packed_rows(dataset, tokens, training)
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
-        save(model, {n.removeprefix("model."): w for n, w in weights.items()}, tokenizer, folder)
+        named = {n.removeprefix("model."): w for n, w in weights.items()}
+        save(model, named, folder, tokenizer=tokenizer, dtype=torch.float32)
 
     return Job(
         objective=NextToken(model, packed=training.packing),

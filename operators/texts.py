@@ -15,7 +15,7 @@ def packed_rows(dataset: Dataset, tokenizer: Any, training: Training) -> Rows:
         NoLossToken: There is nothing to learn in it.
     """
     return packed(
-        documents(read_rows(dataset), tokenizer),
+        documents(read_rows(dataset).to_pydict(), tokenizer),
         length=training.length,
         padding=tokenizer.pad_token_id,
         packing=training.packing,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lfm.tuning.base import Tune
 from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
-from operators.language_models import DTYPES, check, inject, load, load_tokenizer, save
+from operators.language_models import DTYPES, check, inject, load, load_tokenizer, save, stored_dtype
 from operators.loop import Job, Place
 from operators.objectives import NextToken
 from operators.texts import packed_rows
@@ -54,7 +54,8 @@ def _job(
     whole = learner(model.path, method, training)
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
-        save(whole, {n.removeprefix("model."): w for n, w in weights.items()}, model.path, folder)
+        named = {n.removeprefix("model."): w for n, w in weights.items()}
+        save(whole, named, folder, tokenizer=model.path, dtype=stored_dtype(model.path))
 
     return Job(
         objective=NextToken(whole, packed=training.packing),

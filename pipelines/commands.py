@@ -192,8 +192,9 @@ def why(arguments: Namespace) -> int:
     changed = {} if nearest is None else differences(nearest.components, step["components"])
     state = states(events, [arguments.step])[arguments.step]
     if arguments.json:
-        return _print({"step": arguments.step, "state": state.state, "fingerprint": step["fingerprint"],
-                       "nearest": nearest and {"run": nearest.run, "step": nearest.step}, "changed": changed})  # fmt: skip
+        close = nearest and {"run": nearest.run, "step": nearest.step}
+        about = {"step": arguments.step, "state": state.state, "fingerprint": step["fingerprint"]}
+        return _print({**about, "nearest": close, "changed": changed})
     if state.state == "reused":
         print(f"{arguments.step}: reused what run {state.data['run']} made, fingerprint {step['fingerprint'][:12]}.")
         return 0

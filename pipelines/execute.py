@@ -27,7 +27,7 @@ from operators.code import Code, bring
 from operators.resources import Resources
 from pipelines.inspector import Looks, fetch
 from pipelines.storage import Storage, open_storage, remove
-from pipelines.store import Result, Store
+from pipelines.store import MANIFEST, Result, Store
 
 A = TypeVar("A", bound=Artifact)
 
@@ -118,7 +118,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
         name, fields = task.method
         arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
     scratch = storage.scratch()
-    work = _Workspace(scratch, int(task.fingerprint[:12], 16), task.resources, storage, task.measures)
+    work = _Workspace(scratch, task, storage)
     try:
         with _threads(task.resources):
             made = verb.body(work, **arguments)
@@ -141,6 +141,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     )
     if not task.effect:
         result = store.commit(result)
+    work.forget()
     return {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
 
 
@@ -149,9 +150,11 @@ class _Workspace:
 
     FLUSH_S = 0.5  # how old the last line that a reader sees may be
 
-    def __init__(self, scratch: Path, seed: int, resources: Resources, storage: Storage, measures: str) -> None:
-        self.scratch, self.seed, self.resources = scratch, seed, resources
-        self._storage, self._key = storage, measures
+    def __init__(self, scratch: Path, task: Task, storage: Storage) -> None:
+        self.scratch, self.resources = scratch, task.resources
+        self.seed = int(task.fingerprint[:12], 16)
+        self._storage, self._key = storage, task.measures
+        self._keep_at = f"checkpoints/{task.fingerprint}"
         self._lines: list[dict[str, Any]] = []
         self._flushed = 0.0
 
@@ -168,6 +171,26 @@ class _Workspace:
             self._storage.append(self._key, "".join(f"{json.dumps(e)}\n" for e in worth).encode())
         self._lines.clear()
         self._flushed = time.monotonic()
+
+    def keep(self, folder: Path) -> None:
+        older = self._checkpoints()
+        self._storage.adopt(folder, f"{self._keep_at}/{len(older) and int(older[-1]) + 1:06}")
+        for number in older:
+            self._storage.delete(f"{self._keep_at}/{number}")
+
+    def kept(self) -> Path | None:
+        found = self._checkpoints()
+        return self._storage.fetch(f"{self._keep_at}/{found[-1]}") if found else None
+
+    def forget(self) -> None:
+        """Drop the checkpoints, which nobody needs once the step's result is there."""
+        for number in self._checkpoints():
+            self._storage.delete(f"{self._keep_at}/{number}")
+
+    def _checkpoints(self) -> list[str]:
+        """The numbers of the whole ones: a manifest is what `adopt` moves in last."""
+        keys = (k.removeprefix(f"{self._keep_at}/").split("/") for k in self._storage.list(self._keep_at))
+        return sorted(number for number, *rest in keys if rest == [MANIFEST])
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         return kind(str(path), "", dict(about or {}))

@@ -438,6 +438,7 @@ class _Builder:
         return made
 
     def _params(self, path: tuple[str, ...], raw: Any, verb: Operator[Any]) -> dict[str, object]:
+        """The parameters as plain values, which is how they are hashed and sent; all of them, defaults too."""
         found: dict[str, object] = {}
         before = len(self.problems)
         for key, value in self._mapping(path, raw, set(verb.params)).items():
@@ -453,7 +454,7 @@ class _Builder:
                 verb.arguments(found)
             except HyperparameterError as error:
                 self.refuse((*path, error.field), f"{verb.name}: {error}")
-        return found
+        return {k: TypeAdapter(Any).dump_python(v, mode="json") for k, v in found.items()}
 
     def _resources(self, path: tuple[str, ...], raw: Any, verb: Operator[Any]) -> Resources:
         if raw is None:

@@ -66,6 +66,9 @@ class Storage(Protocol):
     def discard(self, key: str, to: str) -> None:
         """Move what is at `key` away to the key `to`."""
 
+    def delete(self, key: str) -> None:
+        """Delete what is at `key`, a file or what `adopt` put there; nothing happens where there is nothing."""
+
     def append(self, key: str, data: bytes) -> None:
         """Add to a key that has one writer; readers may see it late, and a crash may lose the end."""
 
@@ -159,6 +162,18 @@ class LocalStorage:
         with _named(f"store {key!r}"):
             (self.root / to).parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.root / key, self.root / to)
+
+    def delete(self, key: str) -> None:
+        """See `Storage`: moved away first, so that nobody sees half of a folder."""
+        gone = self.root / "scratch" / uuid.uuid4().hex
+        try:
+            os.rename(self.root / key, gone)
+        except FileNotFoundError:
+            return
+        if gone.is_dir():
+            remove(gone)
+        else:
+            gone.unlink()
 
     def append(self, key: str, data: bytes) -> None:
         """See `Storage`."""

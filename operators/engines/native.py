@@ -112,9 +112,7 @@ class Native:
         return self.model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()  # type: ignore[no-any-return]
 
 
-def choose(
-    logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch.Generator
-) -> Int[Tensor, "rows"]:
+def choose(logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch.Generator) -> Int[Tensor, "rows"]:
     """The next token of each row."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)

@@ -1,0 +1,122 @@
+"""A loss on logits that are never held all at once: one chunk of tokens after another, gradients included."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 21  # logits at once, 8 MB in float32: small beside a model, large enough for the matrix product
+
+PerChunk = Callable[[Float[Tensor, "tokens vocab"], slice], Float[Tensor, ""]]
+"""The sum of the loss of one chunk, from its logits and its place among the tokens."""
+
+
+def chunked(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    bias: Float[Tensor, "vocab"] | None,
+    loss: PerChunk,
+    *,
+    chunk: int | None = None,
+) -> Float[Tensor, ""]:
+    """The sum of `loss` over all tokens, where the logits are `hidden @ weight.T + bias`.
+
+    The gradient is computed with the value, chunk by chunk, so that memory does not grow with tokens x vocabulary;
+    the backward pass only multiplies it. It is float32 for the head's weight, whatever the inputs' dtype.
+
+    Args:
+        hidden: What goes into the head.
+        weight: The head's weight.
+        bias: The head's bias.
+        loss: Called with the logits of each chunk; what else it needs it takes by the slice.
+        chunk: Tokens at once; None takes as many as `CHUNK_ELEMENTS` logits are.
+    """
+    size = chunk or max(1, CHUNK_ELEMENTS // weight.shape[0])
+    total: Tensor = _Chunked.apply(hidden, weight, bias, loss, size)  # type: ignore[no-untyped-call]
+    return total
+
+
+def chunked_cross_entropy(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, "tokens"],
+    *,
+    bias: Float[Tensor, "vocab"] | None = None,
+    shaped: Callable[[Tensor], Tensor] | None = None,
+    chunk: int | None = None,
+) -> Float[Tensor, ""]:
+    """The summed cross entropy of `targets`, in float32.
+
+    Args:
+        hidden: What goes into the head.
+        weight: The head's weight.
+        targets: The token that follows each.
+        bias: The head's bias.
+        shaped: What the model does to its logits after the head, such as a soft cap.
+        chunk: Tokens at once.
+    """
+
+    def loss(logits: Tensor, where: slice) -> Tensor:
+        logits = logits.float()
+        logits = logits if shaped is None else shaped(logits)
+        return torch.nn.functional.cross_entropy(logits, targets[where], reduction="sum")
+
+    return chunked(hidden, weight, bias, loss, chunk=chunk)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: "torch.autograd.function.FunctionCtx",
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        loss: PerChunk,
+        size: int,
+    ) -> Tensor:
+        wanted = [t is not None and t.requires_grad for t in (hidden, weight, bias)]
+        # Under autocast the inputs still have their own dtypes: the product runs in the hidden states'.
+        head = weight.to(hidden.dtype)
+        into_hidden = torch.empty_like(hidden) if wanted[0] else None
+        into_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        into_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), size):
+            where = slice(start, min(len(hidden), start + size))
+            part = hidden[where]
+            logits = part @ head.T
+            if bias is not None:
+                logits += bias.to(logits.dtype)
+            if not any(wanted):
+                total += loss(logits, where).float()
+                continue
+            with torch.enable_grad():
+                logits.requires_grad_(True)
+                value = loss(logits, where)
+                (gradient,) = torch.autograd.grad(value, logits)
+            total += value.detach().float()
+            if into_hidden is not None:
+                into_hidden[where] = gradient @ head
+            if into_weight is not None:
+                if into_weight.dtype == gradient.dtype:
+                    into_weight.addmm_(gradient.T, part)
+                else:
+                    into_weight += (gradient.T @ part).float()
+            if into_bias is not None:
+                into_bias += gradient.sum(dim=0)
+        ctx.save_for_backward(into_hidden, into_weight, into_bias)  # type: ignore[arg-type]
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)  # type: ignore[attr-defined]
+        return total
+
+    @staticmethod
+    def backward(ctx: "torch.autograd.function.FunctionCtx", scale: Tensor) -> tuple[Tensor | None, ...]:
+        into_hidden, into_weight, into_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        for_weight, for_bias = ctx.dtypes  # type: ignore[attr-defined]
+        return (
+            None if into_hidden is None else into_hidden * scale.to(into_hidden.dtype),
+            None if into_weight is None else (into_weight * scale).to(for_weight),
+            None if into_bias is None else (into_bias * scale).to(for_bias),
+            None,
+            None,
+        )

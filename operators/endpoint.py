@@ -1,0 +1,29 @@
+"""The Ray Serve deployment behind `serve`; imported only where one is brought up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from operators.engines.native import Native
+from operators.language_models import load, load_tokenizer
+from operators.openai_api import api
+
+
+@serve.deployment
+@serve.ingress()
+class Endpoint:
+    """One replica: an engine, and the OpenAI API in front of it."""
+
+    def __init__(self, folder: str, name: str, about: dict[str, Any]) -> None:
+        self.engine = Native(load(Path(folder)), load_tokenizer(Path(folder)))
+        self.name, self.about = name, about
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray Serve asks for once the replica is there."""
+        return api(self.engine, self.name, self.about)
+
+    def probe(self, ids: Sequence[int]) -> list[list[float]]:
+        """The logits after each token, to be compared with the artifact's."""
+        return self.engine.logits(ids).tolist()

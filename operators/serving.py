@@ -1,0 +1,138 @@
+"""The verb `serve`: a model behind the OpenAI API, live once it has proved that it is the right one."""
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfm.errors import LfmError
+from operators.artifact import Deployment, Model
+from operators.base import operator
+from operators.engines.native import Native
+from operators.language_models import load, load_tokenizer
+from operators.workspace import Workspace
+
+PROBE_TOKENS = 16
+TOLERANCE = 1e-4  # of the largest logit: the same weights on the same kind of device, perhaps in other threads
+
+
+class ProbeFailed(LfmError, RuntimeError):
+    """An endpoint that does not answer as the model it should serve."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(name, what)
+        self.name, self.what = name, what
+
+    def __str__(self) -> str:
+        return f"endpoint {self.name!r}: its probe's logits {self.what}. It is taken down again; serve it anew."
+
+
+class PortBusy(LfmError, OSError):
+    """A port that another process listens on."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.host, self.port = host, port
+
+    def __str__(self) -> str:
+        return f"endpoint: {self.host}:{self.port} is in use, expected a free port. Give another one as 'port'."
+
+
+@operator(effect=True)
+def serve(
+    work: Workspace,
+    *,
+    model: Model,
+    base: Model | None = None,
+    name: str = "model",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> Deployment:
+    """Bring up one Ray Serve application that answers the OpenAI API below ``/v1``.
+
+    Args:
+        work: The step's workspace.
+        model: What is served.
+        base: A model that it must differ from, such as what it was merged from.
+        name: What requests call it.
+        host: Where it listens.
+        port: The same.
+
+    Raises:
+        PortBusy: Another process listens there.
+        ProbeFailed: The replica's logits are not the artifact's, or are the base's.
+    """
+    from ray import serve as ray_serve
+
+    from operators.endpoint import Endpoint
+
+    if not _serving(ray_serve) and busy(host, port):
+        raise PortBusy(host, port)
+    ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    about = {"digest": model.digest}
+    app = Endpoint.options(  # type: ignore[attr-defined]
+        ray_actor_options=_asks(work)
+    ).bind(str(model.path), name, about)
+    handle = ray_serve.run(app, name=name, route_prefix="/")
+    ids = probe_ids(model.path)
+    try:
+        proof = _prove(name, handle.probe.remote(ids).result(timeout_s=120), model, base, ids)
+    except BaseException:
+        ray_serve.delete(name)
+        raise
+    file = work.scratch / "deployment.json"
+    found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, "probe": proof}
+    file.write_text(json.dumps(found, indent=2))
+    return work.save(Deployment, file, found)
+
+
+def busy(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def probe_ids(folder: Path) -> list[int]:
+    """A few tokens from all over the vocabulary."""
+    vocabulary = len(load_tokenizer(folder))
+    return [(i * 7919 + 11) % vocabulary for i in range(PROBE_TOKENS)]
+
+
+def _prove(
+    name: str, answered: Sequence[Sequence[float]], model: Model, base: Model | None, ids: Sequence[int]
+) -> Mapping[str, float]:
+    """The largest differences of logits, over the largest logit: from the artifact's, and from the base's."""
+    from_artifact = _distance(answered, model.path, ids)
+    if from_artifact > TOLERANCE:
+        raise ProbeFailed(name, f"differ from the artifact's by {from_artifact:.2g}")
+    proof = {"from_artifact": from_artifact}
+    if base is not None:
+        proof["from_base"] = _distance(answered, base.path, ids)
+        if proof["from_base"] <= TOLERANCE:
+            raise ProbeFailed(name, "are the base's too")
+    return proof
+
+
+def _distance(answered: Sequence[Sequence[float]], folder: Path, ids: Sequence[int]) -> float:
+    wanted = Native(load(folder), load_tokenizer(folder)).logits(ids)
+    return float((torch.tensor(answered) - wanted).abs().max() / wanted.abs().max())
+
+
+def _asks(work: Workspace) -> dict[str, Any]:
+    return {"num_cpus": work.resources.cpus_per_worker, "num_gpus": work.resources.gpus_per_worker}
+
+
+def _serving(ray_serve: Any) -> bool:
+    """Whether this cluster's Serve is up already, and holds the port itself."""
+    try:
+        return bool(ray_serve.status().proxies)
+    except Exception:  # Ray raises its own RayServeException, which cannot be imported without Serve's internals
+        return False
