@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     import ray
 
-    home = tempfile.mkdtemp(prefix="lfm-") if address == "local" else None
+    home = tempfile.mkdtemp(prefix="lfm-", dir=_short()) if address == "local" else None
     try:
         if home is not None:
             whole = here()
@@ -56,9 +57,11 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         _forget(home)
         raise NoCluster(address, str(error).partition("\n")[0]) from error
+    # To have its subreaper work, Ray ignores SIGCHLD behind Python's back, and every child's exit code would read 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield _all_of(ray)
     finally:
@@ -69,6 +72,11 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
 def _all_of(ray: "object") -> Capacity:
     there = ray.cluster_resources()  # type: ignore[attr-defined]
     return Capacity(cpus=there.get("CPU", 0.0), gpus=there.get("GPU", 0.0), memory=there.get("memory", float("inf")))
+
+
+def _short() -> str | None:
+    """Where Ray's sockets can lie: their whole path may have 107 bytes, of which Ray takes some 70."""
+    return "/tmp" if len(tempfile.gettempdir()) > 30 and os.access("/tmp", os.W_OK) else None
 
 
 def _forget(home: str | None) -> None:

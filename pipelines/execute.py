@@ -95,6 +95,8 @@ def execute(task: Task) -> dict[str, Any]:
         ``{"kind": "commit", "digest", "about", "seconds"}``, or ``{"kind": "fail", "error", "sentence", "log",
         "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere.
     """
+    # Ray ignores it behind Python's back, in its workers too: then every child's exit code would read 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     storage = open_storage(task.store)
     began = time.monotonic()
     with _logged(storage, task.log), _as_before():

@@ -1,0 +1,135 @@
+"""What a LoRA adapter's folder, as PEFT writes it, does to each parameter of its base."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lfm.errors import LfmError, ShapeError
+from lfm.weights import Weights
+
+HARMLESS = frozenset(  # fields that this file reads, or that say nothing about the finished adapter's arithmetic
+    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config"  # noqa: SIM905  28 lines otherwise
+    " exclude_modules fan_in_fan_out"
+    " inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout"
+    " lora_ga_config megatron_core modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision"
+    " runtime_config target_modules task_type use_rslora".split()
+)
+STARTS = (True, False, "gaussian", "orthogonal", "eva")  # all others change the base's own weights as well
+
+
+class UnsupportedAdapter(LfmError, ValueError):
+    """An adapter that is more, or something else, than low-rank changes and replaced parameters."""
+
+    def __init__(self, where: str, what: str, allowed: str) -> None:
+        super().__init__(where, what, allowed)
+        self.where, self.what, self.allowed = where, what, allowed
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}, expected {self.allowed}. Merge it into its base with PEFT first."
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of one parameter: it is replaced by `whole` if there is one, then `scale * high @ low` is added.
+
+    Attributes:
+        weights: The adapter's.
+        shape: The parameter's.
+        whole: Name of what replaces it.
+        low: Name of the matrix with as many rows as the rank.
+        high: Name of the one with as many columns.
+        scale: Multiplies their product.
+        transposed: Whether the parameter is stored the other way round.
+    """
+
+    weights: Weights
+    shape: tuple[int, ...]
+    whole: str = ""
+    low: str = ""
+    high: str = ""
+    scale: float = 1.0
+    transposed: bool = False
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The changed parameter in float32; `value` is the base's and stays as it is."""
+        value = self.weights.read(self.whole).float() if self.whole else value
+        if not self.low:
+            return value
+        product = self.weights.read(self.high).float() @ self.weights.read(self.low).float()
+        return value + (product.T if self.transposed else product) * self.scale
+
+
+def read_adapter(folder: Path) -> dict[str, Change]:
+    """Every parameter of the base that an adapter changes, by its name in the base; reads headers only.
+
+    Raises:
+        UnsupportedAdapter: It does something else than LoRA in its plain form, which is named.
+        ShapeError: Its matrices do not fit together.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text())
+    _check(str(folder), config)
+    weights = Weights(folder, "adapter_model")
+    parts: dict[str, dict[str, str]] = {}
+    for key in weights.headers:
+        name, part = _parsed(str(folder), key)
+        parts.setdefault(name, {})[part] = key
+    return {name: _change(str(folder), name, of, weights, config) for name, of in parts.items()}
+
+
+def _check(where: str, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedAdapter(where, f"peft_type={config.get('peft_type')!r}", "'LORA'")
+    for field, value in config.items():
+        if field not in HARMLESS and value:
+            raise UnsupportedAdapter(where, f"{field}={value!r}", "LoRA without it")
+    start = config.get("init_lora_weights", True)
+    if start not in STARTS:
+        allowed = f"one of {', '.join(map(repr, STARTS))}, which leave the base as it is"
+        raise UnsupportedAdapter(where, f"init_lora_weights={start!r}", allowed)
+
+
+def _parsed(where: str, key: str) -> tuple[str, str]:
+    """``base_model.model.a.q.lora_A.weight`` is the part ``lora_A`` of ``a.q.weight``."""
+    name = key.removeprefix("base_model.model.")
+    matrix = re.fullmatch(r"(.+)\.(?:(lora_[AB])\.weight|(lora_embedding_[AB]))", name)
+    if matrix:
+        return f"{matrix[1]}.weight", matrix[2] or matrix[3]
+    if name == key or re.search(r"\b(lora_|modules_to_save\b|token_adapter\b)", name):
+        raise UnsupportedAdapter(where, f"{key!r}", "lora_A, lora_B or a whole parameter below 'base_model.model.'")
+    return name.replace(".base_layer.", "."), "whole"
+
+
+def _change(where: str, name: str, parts: Mapping[str, str], weights: Weights, config: Mapping[str, Any]) -> Change:
+    whole = parts.get("whole", "")
+    matrices = sorted(parts.keys() - {"whole"})
+    if not matrices:
+        return Change(weights, weights.headers[whole].shape, whole)
+    if matrices not in (["lora_A", "lora_B"], ["lora_embedding_A", "lora_embedding_B"]):
+        raise UnsupportedAdapter(where, f"{name!r} with {' and '.join(matrices)}", "a pair of A and B")
+    low, high = (weights.headers[parts[m]].shape for m in matrices)
+    if len(low) != 2 or len(high) != 2:
+        raise UnsupportedAdapter(
+            where, f"{name!r} with matrices of shape {low} and {high}", "linear layers or embeddings"
+        )
+    if low[0] != high[1]:
+        raise ShapeError(f"{where} {parts[matrices[1]]!r}", high, (high[0], low[0]), "Train the adapter again.")
+    transposed = matrices[0] == "lora_embedding_A" or bool(config.get("fan_in_fan_out"))
+    shape = (low[1], high[0]) if transposed else (high[0], low[1])
+    if whole and weights.headers[whole].shape != shape:
+        raise ShapeError(f"{where} {whole!r}", weights.headers[whole].shape, shape, "Train the adapter again.")
+    scale = _scale(name.removesuffix(".weight"), low[0], config)
+    return Change(weights, shape, whole, parts[matrices[0]], parts[matrices[1]], scale, transposed)
+
+
+def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):  # as PEFT matches it; the first one counts
+            alpha = value
+            break
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))

@@ -1,0 +1,359 @@
+import json
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from lfm.errors import ShapeError
+from lfm.merging.linear import Linear
+from lfm.merging.task_arithmetic import TaskArithmetic
+from lfm.merging.ties import TIES
+from operators.adapters import UnsupportedAdapter, read_adapter
+from operators.artifact import Adapter, Model
+from operators.merging import MergeError, merge
+from operators.resources import Resources
+
+
+@dataclass
+class FakeWorkspace:
+    scratch: Path
+    seed: int = 0
+    resources: Resources = field(default_factory=Resources)
+    said: list[tuple[int, int]] = field(default_factory=list)
+
+    def progress(self, done, total, **measures):
+        self.said.append((done, total))
+
+    def save(self, kind, path, about=None):
+        return kind(str(path), "", dict(about or {}))
+
+
+@pytest.fixture
+def work(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return FakeWorkspace(scratch)
+
+
+def tiny(seed, **changes):
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+    }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**settings, **changes}))
+
+
+def saved(model, folder, **options):
+    model.save_pretrained(folder, **options)
+    return Model(str(folder))
+
+
+@pytest.fixture
+def base(tmp_path):
+    return saved(tiny(0), tmp_path / "base")
+
+
+@pytest.fixture
+def experts(tmp_path):
+    return [saved(tiny(seed), tmp_path / f"expert{seed}") for seed in (1, 2)]
+
+
+def weights_of(model):
+    found = {}
+    for path in sorted(Path(model.uri).glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def adapter_of(base, folder, *, seed=0, digest="", **fields):
+    """An adapter that changes something, with the model that it makes of its base."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base.uri, dtype=torch.float32)
+    changed = peft.get_peft_model(
+        model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **fields})
+    )
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.3)
+    changed.save_pretrained(folder)
+    adapter = Adapter(str(folder), about={"base": digest} if digest else {})
+    whole = changed.merge_and_unload()
+    return adapter, saved(whole, folder.with_name(f"{folder.name}-whole"))
+
+
+def close(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_merge_gives_a_model_that_transformers_loads_with_the_mean_of_the_experts(work, base, experts):
+    merged = merge.body(work, base=base, experts=experts, method=Linear())
+    one, two = map(weights_of, experts)
+    close(weights_of(merged), {n: (one[n] + two[n]) / 2 for n in one})
+    loaded, notes = transformers.AutoModelForCausalLM.from_pretrained(merged.uri, output_loading_info=True)
+    assert not notes["missing_keys"]
+    assert not notes["unexpected_keys"]
+    assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_merge_adds_task_vectors_to_the_base(work, base, experts):
+    merged = weights_of(merge.body(work, base=base, experts=experts, method=TaskArithmetic(scale=(1.0, -0.5))))
+    start, one, two = weights_of(base), *map(weights_of, experts)
+    close(merged, {n: b + (one[n] - b) - 0.5 * (two[n] - b) for n, b in start.items()})
+
+
+def test_merge_trims_over_the_whole_model_as_sorting_all_of_it_does(work, base, experts):
+    merged = weights_of(merge.body(work, base=base, experts=experts[:1], method=TIES(density=0.3)))
+    start, expert = weights_of(base), weights_of(experts[0])
+    flat = torch.cat([(expert[n] - start[n]).reshape(-1) for n in start])
+    kept = flat.abs().sort(descending=True).values[round(0.3 * len(flat)) - 1]
+    for name, value in start.items():
+        delta = expert[name] - value
+        torch.testing.assert_close(merged[name], value + delta * (delta.abs() >= kept))
+
+
+def test_merge_says_how_far_it_is_over_passes_and_parameters(work, base, experts):
+    merge.body(work, base=base, experts=experts, method=TIES())
+    number = len(weights_of(base))
+    assert work.said == [(i + 1, 3 * number) for i in range(3 * number)]
+
+
+def test_merge_does_not_care_how_models_are_split_into_files(work, base, experts, tmp_path):
+    split = [saved(tiny(seed), tmp_path / f"split{seed}", max_shard_size="4KB") for seed in (1, 2)]
+    assert len(list(Path(split[0].uri).glob("*.safetensors"))) > 1
+    merged = merge.body(work, base=base, experts=split, method=Linear())
+    one, two = map(weights_of, experts)
+    close(weights_of(merged), {n: (one[n] + two[n]) / 2 for n in one})
+
+
+def test_merge_copies_config_and_tokenizer_from_the_base(work, base, experts):
+    (base.path / "tokenizer.json").write_text("{}")
+    (base.path / "notes.bin").write_text("not a part of the model")
+    (experts[0].path / "vocab.txt").write_text("of an expert")
+    merged = merge.body(work, base=base, experts=experts, method=Linear())
+    assert (merged.path / "config.json").read_bytes() == (base.path / "config.json").read_bytes()
+    present = {p.name for p in merged.path.iterdir()}
+    assert present == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("base", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
+)
+def test_merge_computes_in_float32_and_stores_what_was_asked_for(work, tmp_path, dtype, stored):
+    base, expert = (saved(tiny(i).bfloat16(), tmp_path / f"half{i}") for i in range(2))
+    merged = merge.body(work, base=base, experts=[expert], method=TaskArithmetic(scale=0.3), dtype=dtype)
+    start, changed = weights_of(base), weights_of(expert)
+    for name, value in weights_of(merged).items():
+        exact = start[name].float() + 0.3 * (changed[name].float() - start[name].float())
+        torch.testing.assert_close(value, exact.to(stored))
+    word = str(stored).removeprefix("torch.")
+    assert json.loads((merged.path / "config.json").read_text())["dtype"] == word
+    assert transformers.AutoModelForCausalLM.from_pretrained(merged.uri, dtype="auto").dtype == stored
+
+
+LORAS = {
+    "attention": {"target_modules": ["q_proj", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "rslora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "o_proj", "up_proj"],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2, "up_proj": 3},
+        "alpha_pattern": {"q_proj": 9, "layers.1.mlp.up_proj": 5},
+    },
+    "head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head and embedding": {"target_modules": ["lm_head", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("fields", LORAS.values(), ids=LORAS)
+@pytest.mark.parametrize("method", [TaskArithmetic(scale=0.7), TIES(density=0.4)], ids=["task_arithmetic", "ties"])
+def test_a_merge_of_adapters_equals_the_merge_of_what_they_do_to_the_base(work, base, tmp_path, fields, method):
+    pairs = [adapter_of(base, tmp_path / f"adapter{seed}", seed=seed, **fields) for seed in (1, 2)]
+    adapters, wholes = zip(*pairs, strict=True)
+    merged = weights_of(merge.body(work, base=base, experts=adapters, method=method))
+    shutil.rmtree(work.scratch / "merged")
+    close(merged, weights_of(merge.body(work, base=base, experts=wholes, method=method)))
+    assert any(not torch.equal(merged[n], value) for n, value in weights_of(base).items())
+
+
+def test_a_merge_of_an_adapter_and_a_model_takes_both(work, base, experts, tmp_path):
+    adapter, whole = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    merged = weights_of(merge.body(work, base=base, experts=[adapter, experts[0]], method=Linear()))
+    one, two = weights_of(whole), weights_of(experts[0])
+    close(merged, {n: (one[n] + two[n]) / 2 for n in one})
+
+
+def test_an_adapter_of_layers_that_are_stored_the_other_way_round_is_turned(work, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    base = saved(transformers.GPT2LMHeadModel(config), tmp_path / "gpt2")
+    fields = {"target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True}
+    adapter, whole = adapter_of(base, tmp_path / "adapter", **fields)
+    merged = merge.body(work, base=base, experts=[adapter], method=Linear())
+    close(weights_of(merged), weights_of(whole))
+
+
+def test_an_adapter_with_trained_biases_replaces_them(work, tmp_path):
+    base = saved(tiny(0, attention_bias=True), tmp_path / "biased")
+    adapter, whole = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"], bias="all")
+    merged = merge.body(work, base=base, experts=[adapter], method=Linear())
+    close(weights_of(merged), weights_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"use_dora": True}, "use_dora=True, expected LoRA without it. Merge it into its base with PEFT first."),
+        ({"lora_bias": True}, "lora_bias=True, expected LoRA without it."),
+        ({"a_field_of_next_year": 1}, "a_field_of_next_year=1, expected LoRA without it."),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', expected one of True, False, 'gaussian'"),
+        ({"peft_type": "IA3"}, "peft_type='IA3', expected 'LORA'."),
+    ],
+)
+def test_an_adapter_that_is_more_than_lora_is_refused_by_name(base, tmp_path, fields, sentence):
+    adapter, _ = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
+    path = adapter.path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(UnsupportedAdapter) as raised:
+        read_adapter(adapter.path)
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"base_model.model.a.lora_A.weight": (2, 3)}, "'a.weight' with lora_A, expected a pair"),
+        ({"base_model.model.a.lora_A.weight": (2, 3, 1), "base_model.model.a.lora_B.weight": (4, 2)}, "linear layers"),
+        ({"base_model.model.a.lora_magnitude_vector": (3,)}, "'base_model.model.a.lora_magnitude_vector'"),
+        ({"elsewhere.weight": (3,)}, "'elsewhere.weight', expected lora_A, lora_B or a whole parameter"),
+    ],
+)
+def test_an_adapter_with_tensors_that_are_not_understood_is_refused_by_name(tmp_path, tensors, sentence):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1}))
+    save_file({n: torch.zeros(s) for n, s in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedAdapter) as raised:
+        read_adapter(tmp_path)
+    assert sentence in str(raised.value)
+
+
+def test_merge_refuses_an_adapter_of_another_base(work, base, tmp_path):
+    adapter, _ = adapter_of(base, tmp_path / "adapter", digest="aaaa", target_modules=["q_proj"])
+    method = Linear()
+    merge.body(work, base=base, experts=[adapter], method=method)  # the base's digest is not known
+    shutil.rmtree(work.scratch / "merged")
+    merge.body(work, base=Model(base.uri, "aaaa"), experts=[adapter], method=method)
+    with pytest.raises(MergeError, match="an adapter of 'aaaa', expected one of the base 'bbbb'"):
+        merge.body(work, base=Model(base.uri, "bbbb"), experts=[adapter], method=method)
+
+
+def test_merge_refuses_an_adapter_that_changes_what_the_base_does_not_have(work, base, tmp_path):
+    adapter, _ = adapter_of(base, tmp_path / "adapter", target_modules=["lm_head"])
+    tied = saved(tiny(0, tie_word_embeddings=True), tmp_path / "tied")
+    with pytest.raises(MergeError, match=r"a change of 'lm_head\.weight', expected changes of what the base has"):
+        merge.body(work, base=tied, experts=[adapter], method=Linear())
+
+
+def test_merge_refuses_an_adapter_of_other_shapes(work, base, tmp_path):
+    wide = saved(tiny(0, intermediate_size=32), tmp_path / "wide")
+    adapter, _ = adapter_of(wide, tmp_path / "adapter", target_modules=["up_proj"])
+    with pytest.raises(ShapeError, match=r"up_proj\.weight' has shape \(32, 16\), expected \(24, 16\)"):
+        merge.body(work, base=base, experts=[adapter], method=Linear())
+
+
+def test_merge_refuses_an_expert_of_another_shape(work, base, tmp_path):
+    longer = saved(tiny(1, vocab_size=65), tmp_path / "longer")
+    with pytest.raises(ShapeError, match=r"experts\[0\] .* has shape \(65, 16\), expected \(64, 16\)"):
+        merge.body(work, base=base, experts=[longer], method=Linear())
+
+
+def test_merge_refuses_an_expert_with_fewer_or_more_parameters(work, base, tmp_path):
+    deeper = saved(tiny(1, num_hidden_layers=3), tmp_path / "deeper")
+    with pytest.raises(MergeError, match=r"parameter 'model\.layers\.2\.\S+' beside the base's"):
+        merge.body(work, base=base, experts=[deeper], method=Linear())
+    with pytest.raises(MergeError, match=r"no parameter 'model\.layers\.2\.\S+', expected all that the base has"):
+        merge.body(work, base=deeper, experts=[base], method=Linear())
+
+
+def test_merge_refuses_to_merge_nothing(work, base):
+    with pytest.raises(MergeError, match="merge: no experts, expected at least one"):
+        merge.body(work, base=base, experts=[], method=Linear())
+
+
+def test_merge_refuses_quantized_weights(work, base, experts):
+    path = experts[1].path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"bits": 4}}))
+    with pytest.raises(MergeError, match=r"experts\[1\] .*: quantized weights, expected plain ones"):
+        merge.body(work, base=base, experts=experts, method=Linear())
+
+
+def test_merge_refuses_values_that_the_dtype_cannot_hold(work, base, experts):
+    with pytest.raises(MergeError, match="infinite or not a number as float16, expected finite values"):
+        merge.body(work, base=base, experts=experts, method=TaskArithmetic(scale=1e7), dtype="float16")
+
+
+def tied_pair(tmp_path, seed):
+    """One tied model as two folders: without the output head, and with it."""
+    model = tiny(seed, tie_word_embeddings=True)
+    short = saved(model, tmp_path / f"short{seed}")
+    long = Model(str(shutil.copytree(short.uri, tmp_path / f"long{seed}")))
+    weights = weights_of(short)
+    assert "lm_head.weight" not in weights
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, long.path / "model.safetensors", metadata={"format": "pt"})
+    return short, long
+
+
+def test_merge_follows_the_base_where_folders_differ_in_a_tied_output_head(work, tmp_path):
+    (short0, long0), (short1, long1) = (tied_pair(tmp_path, seed) for seed in (0, 1))
+    merged = {}
+    for key, base, expert in (("short", short0, long1), ("long", long0, short1)):
+        merged[key] = weights_of(merge.body(work, base=base, experts=[expert], method=TaskArithmetic(scale=0.5)))
+        shutil.rmtree(work.scratch / "merged")
+    assert torch.equal(merged["long"].pop("lm_head.weight"), merged["long"]["model.embed_tokens.weight"])
+    close(merged["short"], merged["long"])
+
+
+def test_merge_refuses_an_output_head_of_its_own_where_the_base_has_none(work, tmp_path, experts):
+    base = saved(tiny(0, tie_word_embeddings=True), tmp_path / "tied")
+    with pytest.raises(MergeError, match=r"parameter 'lm_head\.weight' beside the base's"):
+        merge.body(work, base=base, experts=experts, method=Linear())
+
+
+def test_an_adapter_of_the_embedding_changes_a_tied_head_that_the_base_stores(work, tmp_path):
+    short, long = tied_pair(tmp_path, 0)
+    adapter, _ = adapter_of(short, tmp_path / "adapter", target_modules=["embed_tokens"])
+    merged = weights_of(merge.body(work, base=long, experts=[adapter], method=Linear()))
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert not torch.equal(merged["lm_head.weight"], weights_of(long)["lm_head.weight"])
+
+
+def test_merge_keeps_integers_that_agree_and_refuses_those_that_do_not(work, base, experts):
+    for model in (base, *experts):
+        weights = {**weights_of(model), "steps": torch.tensor([3, 4])}
+        save_file(weights, model.path / "model.safetensors", metadata={"format": "pt"})
+    merged = merge.body(work, base=base, experts=experts, method=Linear())
+    assert torch.equal(weights_of(merged)["steps"], torch.tensor([3, 4]))
+    weights = {**weights_of(base), "steps": torch.tensor([5, 4])}
+    save_file(weights, experts[0].path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MergeError, match="'steps' differs from the base's, expected the same integers"):
+        merge.body(work, base=base, experts=experts, method=Linear())
+
+
+def test_errors_of_merging_cross_processes():
+    for error in (MergeError("a", "b", "c", "Do d."), UnsupportedAdapter("a", "b", "c")):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)

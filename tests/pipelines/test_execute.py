@@ -1,0 +1,142 @@
+"""One attempt at one step, without Ray."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from operators.artifact import Dataset
+from operators.code import Code
+from operators.resources import Resources
+from pipelines.execute import Task, execute, memory_of
+from pipelines.inspector import Looks
+from pipelines.lineage import history
+from pipelines.view import measured
+from tests.conftest import NOOP
+
+UNTIDY = '''
+import os, random, signal
+import numpy, torch
+from operators.artifact import Dataset
+from operators.base import operator
+from operators.workspace import Workspace
+
+@operator()
+def untidy(work: Workspace) -> Dataset:
+    """Change everything that a process has."""
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+    os.chdir("/")
+    os.environ["LEFT"] = "behind"
+    os.environ.pop("TAKEN", None)
+    signal.signal(signal.SIGUSR1, lambda *a: None)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(7)
+    (work.scratch / "x.txt").write_text("x")
+    return work.save(Dataset, work.scratch / "x.txt")
+
+@operator()
+def checkpointing(work: Workspace, *, fail: bool = False) -> Dataset:
+    """Keep a checkpoint, fail, and go on from it."""
+    found = work.kept()
+    said = (found / "state.txt").read_text() if found else "nothing"
+    for n in range(2):
+        (work.scratch / "c").mkdir()
+        (work.scratch / "c" / "state.txt").write_text(f"{said} and {n}")
+        (work.scratch / "c" / "manifest.json").write_text("{}")
+        work.keep(work.scratch / "c")
+    if not found:
+        raise RuntimeError("first attempt")
+    (work.scratch / "x.txt").write_text(said)
+    return work.save(Dataset, work.scratch / "x.txt")
+'''
+CODE = Code(("noop.py", "untidy.py"), (("noop.py", NOOP), ("untidy.py", UNTIDY)))
+
+
+def task(store, operator, **fields):
+    given = {
+        "store": store.storage.uri,
+        "run": "r",
+        "step": "s",
+        "attempt": 1,
+        "operator": operator,
+        "method": None,
+        "params": {},
+        "inputs": {},
+        "resources": Resources(),
+        "effect": False,
+        "fingerprint": "ab" * 32,
+        "components": {"operator": operator},
+        "code": CODE,
+    }
+    return Task(**{**given, **fields})
+
+
+def test_a_step_commits_what_it_made(store, tmp_path):
+    (tmp_path / "in.txt").write_text("in")
+    given = Looks(memory_of(store.storage)).pin(Dataset(str(tmp_path / "in.txt")))
+    done = execute(task(store, "noop", params={"size": 3}, inputs={"after": [given]}))
+    assert done["kind"] == "commit"
+    result = store.hit("ab" * 32)
+    assert result.digest == done["digest"]
+    assert result.inputs == {"after": [{"kind": "dataset", "digest": given.digest, "uri": given.uri}]}
+    assert (store.get(result.digest).path / "data.txt").read_text() == "xxx"
+    assert os.listdir(store.storage.root / "scratch") == []
+
+
+def test_an_attempt_repeated_draws_the_same_seed(store):
+    seeds = {execute(task(store, "noop", attempt=n))["about"]["seed"] for n in (1, 2)}
+    other = execute(task(store, "noop", fingerprint="cd" * 32))["about"]["seed"]
+    assert len(seeds | {other}) == 2
+
+
+def test_progress_and_measures_can_be_read_while_it_runs(store):
+    made = task(store, "noop")
+    execute(made)
+    (line,) = measured(store.storage, made.log)
+    assert (line["done"], line["total"], line["measures"]) == (1, 2, {"loss": 0.5})
+
+
+def test_what_was_changed_after_the_plan_is_refused(store, tmp_path):
+    (tmp_path / "in.txt").write_text("in")
+    given = Looks(memory_of(store.storage)).pin(Dataset(str(tmp_path / "in.txt")))
+    (tmp_path / "in.txt").write_text("changed")
+    failed = execute(task(store, "noop", inputs={"after": [given]}))
+    assert failed["error"] == "InputChanged"
+    assert failed["sentence"].endswith("expected it to stay. Start a new run.")
+
+
+@pytest.mark.parametrize(("how", "error"), [("raise", "ValueError"), ("exit", "SystemExit")])
+def test_a_failure_is_an_answer(store, how, error):
+    failed = execute(task(store, "noop", params={"fail": how}))
+    assert (failed["kind"], failed["error"]) == ("fail", error)
+    assert store.result("ab" * 32) is None
+    assert os.listdir(store.storage.root / "scratch") == []
+
+
+def test_the_process_is_as_it_was_before(store, monkeypatch):
+    monkeypatch.setenv("TAKEN", "stays")
+    torch.set_num_threads(3)
+    handler = signal.getsignal(signal.SIGUSR1)
+    before = (Path.cwd(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert execute(task(store, "untidy"))["kind"] == "commit"
+    after = (Path.cwd(), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert after == before
+    assert os.environ["TAKEN"] == "stays"
+    assert "LEFT" not in os.environ
+    assert signal.getsignal(signal.SIGUSR1) == handler
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+
+
+def test_an_attempt_goes_on_from_the_last_checkpoint_which_goes_when_it_ends_well(store):
+    assert execute(task(store, "checkpointing"))["sentence"] == "first attempt"
+    (kept,) = {k.split("/")[2] for k in store.storage.list("checkpoints")}
+    done = execute(task(store, "checkpointing", attempt=2))
+    assert (store.get(done["digest"]).path / "x.txt").read_text() == "nothing and 1"
+    assert store.storage.list("checkpoints") == ()
+    assert kept == "000001"
+    assert history(store.storage, "r") == []

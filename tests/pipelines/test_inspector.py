@@ -1,0 +1,68 @@
+"""What is found, refused and remembered about inputs."""
+
+import os
+
+import pytest
+
+from operators.artifact import Dataset
+from pipelines import inspector
+from pipelines.inspector import Looks
+from pipelines.plan import InputProblem
+
+
+@pytest.fixture
+def looks(tmp_path):
+    return Looks(tmp_path / "memory.sqlite")
+
+
+def aged(path, seconds=60):
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - seconds * 10**9))
+
+
+def test_a_folder_is_known_by_what_is_in_it(looks, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.txt").write_text("a")
+    first = looks.pin(Dataset(str(folder)))
+    (folder / ".hidden").write_text("not looked at")
+    assert looks.pin(Dataset(str(folder))) == first
+    (folder / "sub" / "a.txt").write_text("b")
+    assert looks.pin(Dataset(str(folder))).digest != first.digest
+
+
+def test_a_settled_file_is_hashed_once_and_a_fresh_one_again(looks, tmp_path, monkeypatch):
+    path = tmp_path / "data.txt"
+    path.write_text("a")
+    seen = []
+    looks.hashing = lambda path, size: seen.append(size)
+    looks.pin(Dataset(str(path)))
+    looks.pin(Dataset(str(path)))
+    assert seen == [1, 1], "a file that changed just now may change again unseen"
+    monkeypatch.setattr(inspector, "SETTLED_NS", -1)
+    looks.pin(Dataset(str(path)))
+    looks.pin(Dataset(str(path)))
+    assert seen == [1, 1, 1]
+    aged(path)
+    looks.pin(Dataset(str(path)))
+    assert seen == [1, 1, 1, 1]
+
+
+def test_without_hashing_a_local_input_has_no_digest(looks, tmp_path):
+    (tmp_path / "x").write_text("x")
+    looks.hash = False
+    assert looks.pin(Dataset(str(tmp_path / "x"))).digest == ""
+    assert looks.pin(Dataset("python://text")).digest
+
+
+def test_what_is_not_there_empty_or_of_no_known_scheme_is_refused(looks, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").write_text("")
+    for uri, said in (
+        (str(tmp_path / "gone"), "is not there"),
+        (str(tmp_path / "empty"), "is empty"),
+        (str(tmp_path / "blank"), "is empty"),
+        ("ftp://x/y", "has the scheme 'ftp'"),
+    ):
+        with pytest.raises(InputProblem, match=said):
+            looks.check(Dataset(uri))

@@ -1,0 +1,107 @@
+"""What decides a fingerprint, and what does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from operators.artifact import Dataset
+from operators.catalog import Catalog
+from operators.code import Code, bring
+from pipelines import source
+from pipelines.plan import InputProblem, PlanError, plan, survey
+from pipelines.spec import load
+
+OWN = '''
+"""A module."""
+import near
+from operators.artifact import Dataset
+from operators.base import operator
+from operators.workspace import Workspace
+
+@operator()
+def make(work: Workspace, *, data: Dataset, size: int = 1) -> Dataset:
+    """Make."""
+    return near.helper(1)  # a comment
+'''
+NEAR = "import numpy\n\ndef helper(x):\n    return x\n"
+TEXT = """
+inputs: {text: {dataset: t}}
+steps:
+  a: {operator: make, inputs: {data: text}}
+  b: {operator: make, inputs: {data: a}, params: {size: 2}}
+  c: {operator: make, inputs: {data: text}, params: {size: 3}}
+"""
+
+
+class Eyes:
+    """Sees what it is told."""
+
+    def __init__(self, digest="d1", missing=()):
+        self.digest, self.missing = digest, missing
+
+    def check(self, artifact):
+        if artifact.uri in self.missing:
+            raise InputProblem(artifact.uri, "is not there", "Check the path.")
+
+    def pin(self, artifact):
+        return replace(artifact, digest=self.digest)
+
+
+def fingerprints(*changes, own=OWN, near=NEAR, digest="d1", until=""):
+    code = Code(("own.py",), (("own.py", own), ("near.py", near)))
+    catalog = Catalog(bring(code))
+    made = plan(load(TEXT, catalog=catalog, code=code, changes=changes), Eyes(digest), catalog, until=until)
+    return {n: s.fingerprint for n, s in made.steps.items()}
+
+
+def changed(**different):
+    before, after = fingerprints(), fingerprints(*different.pop("changes", ()), **different)
+    return {n for n in before if before[n] != after[n]}
+
+
+def test_a_parameter_changes_its_step_and_what_follows():
+    assert changed(changes=["a.size=9"]) == {"a", "b"}
+    assert changed(changes=["c.size=9"]) == {"c"}
+
+
+def test_an_inputs_content_changes_everything_made_of_it():
+    assert changed(digest="d2") == {"a", "b", "c"}
+
+
+def test_code_counts_and_comments_and_docstrings_do_not():
+    assert changed(own=OWN.replace("helper(1)", "helper(2)")) == {"a", "b", "c"}
+    assert changed(own=OWN.replace("# a comment", "# another").replace('"""Make."""', '"""Made."""')) == set()
+
+
+def test_code_that_the_users_code_imports_counts():
+    assert changed(near=NEAR.replace("return x", "return -x")) == {"a", "b", "c"}
+
+
+def test_the_version_of_a_library_counts(monkeypatch):
+    before = fingerprints()
+    monkeypatch.setattr(source, "_version", lambda top: "0.0.0-other")
+    assert set(before.values()).isdisjoint(fingerprints().values())
+
+
+def test_resources_do_not_count_but_the_accelerator_does():
+    assert changed(changes=["a.workers=2", "a.cpus_per_worker=4", "a.memory=1000"]) == set()
+    assert changed(changes=["a.accelerator=gpu", "a.gpus_per_worker=1"]) == {"a", "b"}
+
+
+def test_what_was_not_hashed_stays_unknown_and_so_does_what_follows():
+    assert set(fingerprints(digest="").values()) == {""}
+
+
+def test_until_leaves_out_what_the_step_does_not_need():
+    assert list(fingerprints(until="a")) == ["a"]
+    with pytest.raises(PlanError, match=r"no step is called 'bb'. Did you mean 'b'"):
+        fingerprints(until="bb")
+
+
+def test_inputs_that_nothing_uses_are_not_looked_at():
+    text = "inputs: {text: {dataset: t}, other: {dataset: gone}}\nsteps: {a: {operator: make, inputs: {data: text}}}"
+    code = Code(("own.py",), (("own.py", OWN), ("near.py", NEAR)))
+    spec = load(text, catalog=Catalog(bring(code)), code=code)
+    assert survey(spec, Eyes(missing=("gone",))) == []
+    assert survey(spec, Eyes(missing=("t",))) == ["input 'text': 't' is not there. Check the path."]
+    assert isinstance(spec.inputs["text"], Dataset)

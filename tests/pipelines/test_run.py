@@ -1,0 +1,112 @@
+"""Runs on Ray, one for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.inspector import Looks
+from pipelines.lineage import Journal, history, states, status
+from pipelines.plan import PlanError, plan
+from pipelines.run import run
+
+pytestmark = pytest.mark.ray
+
+
+def start(project, store, connect, *changes, name="one", watch=lambda events: None, **options):
+    spec, catalog = project.spec(*changes)
+    made = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite"), catalog)
+    journal = Journal.claim(store.storage, name)
+    said = run(made, store, journal, connect=connect, watch=watch, **options)
+    return said, states(history(store.storage, name), made.steps)
+
+
+def unreachable():
+    raise AssertionError("a run that is stored has no use for Ray")
+
+
+def test_a_diamond_runs_in_order_and_its_second_run_starts_no_ray(project, store, ray_local):
+    said, steps = start(project, store, ray_local)
+    assert said == "done"
+    assert {n: s.state for n, s in steps.items()} == dict.fromkeys("abcd", "done")
+    assert steps["a"].ended <= min(steps["b"].began, steps["c"].began)
+    assert store.get(steps["d"].data["digest"]).about["size"] == 4
+
+    said, again = start(project, store, unreachable, name="two")
+    assert said == "done"
+    assert {n: s.state for n, s in again.items()} == dict.fromkeys("abcd", "reused")
+    assert again["d"].data["digest"] == steps["d"].data["digest"]
+
+
+def test_changing_one_step_reruns_it_and_what_follows(project, store, ray_local):
+    start(project, store, ray_local)
+    _, steps = start(project, store, ray_local, "b.size=20", name="two")
+    assert {n: s.state for n, s in steps.items()} == {"a": "reused", "b": "done", "c": "reused", "d": "done"}
+
+
+def test_a_failure_skips_what_needs_it_and_nothing_else(project, store, ray_local):
+    said, steps = start(project, store, ray_local, "b.fail=raise")
+    assert said == "failed"
+    assert {n: s.state for n, s in steps.items()} == {"a": "done", "b": "failed", "c": "done", "d": "waiting"}
+    assert steps["b"].data["error"] == "ValueError"
+    assert steps["b"].data["sentence"] == "asked to fail"
+    log = store.storage.read(steps["b"].data["log"]).decode()
+    assert log.index("noop says hello") < log.index("and so does its child") < log.index("asked to fail")
+    assert log.strip().splitlines()[-1] == "Step 'b' failed with ValueError: asked to fail"
+
+
+def test_a_step_sees_how_its_own_children_end(project, store, ray_local):
+    _, steps = start(project, store, ray_local, "a.fail=child")
+    assert steps["a"].data["error"] == "CalledProcessError"
+    assert steps["a"].data["sentence"].endswith("returned non-zero exit status 3.")
+
+
+def test_a_step_whose_process_dies_is_a_failure(project, store, ray_local):
+    said, steps = start(project, store, ray_local, "a.fail=die")
+    assert said == "failed"
+    assert steps["a"].data["error"] == "WorkerCrashedError"
+
+
+def test_a_failed_step_is_tried_as_often_as_allowed(project, store, ray_local, tmp_path):
+    said, steps = start(project, store, ray_local, "a.fail=exit", f"a.touch={tmp_path / 'tries'}", max_failures=2)
+    assert said == "failed"
+    assert (tmp_path / "tries").read_text() == "xxx"
+    assert steps["a"].attempts == 3
+
+
+def test_independent_steps_run_at_the_same_time(project, store, ray_local, tmp_path):
+    one, other = tmp_path / "b-is-there", tmp_path / "c-is-there"
+    said, _ = start(
+        project, store, ray_local, f"b.touch={one}", f"b.until={other}", f"c.touch={other}", f"c.until={one}"
+    )
+    assert said == "done"
+
+
+def test_a_forced_step_runs_although_it_is_stored(project, store, ray_local):
+    start(project, store, ray_local)
+    _, steps = start(project, store, ray_local, name="two", forced=["c"])
+    assert {n: s.state for n, s in steps.items()} == {"a": "reused", "b": "reused", "c": "done", "d": "reused"}
+
+
+def test_a_step_that_starts_workers_leaves_them_all_cpus(project, store, ray_local, one_ray):
+    cpus = int(one_ray.cpus)
+    said, _ = start(project, store, ray_local, f"a.resources.workers={cpus}", f"a.params.workers={cpus}")
+    assert said == "done"
+
+
+def test_more_than_the_cluster_has_is_refused_before_anything_runs(project, store, ray_local):
+    with pytest.raises(PlanError, match=r"step 'c': asks for 64 CPUs, expected at most"):
+        start(project, store, ray_local, "c.cpus_per_worker=64")
+
+
+def test_ctrl_c_is_written_down_and_a_second_driver_goes_on(project, store, ray_local):
+    def interrupt(events):
+        if any(e.kind == "commit" and e.step == "a" for e in events):
+            raise KeyboardInterrupt
+
+    said, _ = start(project, store, ray_local, watch=interrupt)
+    assert said == "interrupted"
+    assert status(store.storage, "one", history(store.storage, "one")) == "interrupted"
+    said, steps = start(project, store, ray_local)
+    assert said == "done"
+    assert steps["a"].state == "reused"
+    assert steps["a"].attempts == 1
