@@ -12,9 +12,11 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from pydantic import TypeAdapter
 
 from lfm.errors import HyperparameterError, LfmError
 from lfm.method import Method
@@ -25,6 +27,9 @@ from operators.workspace import Workspace
 T = TypeVar("T", bound=Artifact)
 
 
+Problems = Callable[..., Iterable[str]]
+
+
 class Settings:
     """Base of a frozen dataclass whose fields are parameters that several operators share.
 
@@ -33,6 +38,8 @@ class Settings:
 
     __slots__ = ()
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+    noise: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change nothing but floating-point noise: no part of a fingerprint."""
 
     def require(self, holds: bool, field: str, allowed: str) -> None:
         """Raise `HyperparameterError` unless `holds`."""
@@ -92,11 +99,15 @@ class Operator(Generic[T]):
     Attributes:
         effect: True where the result is a change of the world (an endpoint, a registered name): never a
             cache hit, done again by each run.
+        problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
+            the body will be called with and with ``resources``, but without ``work``; an artifact that another step
+            makes, or that lies on another machine, is None.
     """
 
     body: Callable[..., T]
     resources: Resources
     effect: bool = False
+    problems: Problems | None = None
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
@@ -156,6 +167,15 @@ class Operator(Generic[T]):
             plain[name] = settings(**{k: v for k, v in params.items() if bundled.get(k) == name})
         return plain
 
+    def validated(self, params: Mapping[str, object]) -> dict[str, Any]:
+        """The same as `arguments`, for parameters that are plain values as a file or a journal has them."""
+        return self.arguments({k: TypeAdapter(self.params[k].hint).validate_python(v) for k, v in params.items()})
+
+    def decisive(self, params: Mapping[str, object]) -> dict[str, object]:
+        """The parameters that decide the result."""
+        noise = {name for cls in self.bundles.values() for name in cls.noise}
+        return {k: v for k, v in params.items() if k not in noise}
+
     def makes(self, method: Method | None) -> type[Artifact]:
         """What it makes with `method`: where the signature leaves a choice, the method's class decides."""
         if len(self.gives) == 1:
@@ -205,6 +225,8 @@ def _edge(hint: Any, *, required: bool) -> Edge | None:
     return Edge(kinds, many, required) if kinds else None
 
 
-def operator(*, resources: Resources | None = None, effect: bool = False) -> Callable[[Callable[..., T]], Operator[T]]:
+def operator(
+    *, resources: Resources | None = None, effect: bool = False, problems: Problems | None = None
+) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`."""
-    return lambda body: Operator(body, resources or Resources(), effect)
+    return lambda body: Operator(body, resources or Resources(), effect, problems)

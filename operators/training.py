@@ -35,6 +35,8 @@ class Training(Settings):
         patience: Looks without a better loss after which it ends with the best weights; None never.
     """
 
+    noise = frozenset({"micro_batch_size", "gradient_checkpointing", "checkpoint_every"})
+
     max_steps: int | None = None
     epochs: float = 1.0
     batch_size: int = 32

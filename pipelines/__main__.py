@@ -73,10 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     if shadow:
         print(shadow, file=sys.stderr)
         return 2
-    commands = importlib.import_module("pipelines.commands")
+    act: Callable[[argparse.Namespace], int] = importlib.import_module(f"pipelines.commands.{parsed.command}").act
     from lfm.errors import LfmError
 
-    act: Callable[[argparse.Namespace], int] = getattr(commands, parsed.command)
     try:
         return act(parsed)
     except LfmError as error:

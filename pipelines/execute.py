@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
-from operators.base import Operator
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
@@ -115,7 +114,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     began = time.monotonic()
     catalog = Catalog(_modules(task.code))
     verb = catalog.operator(task.operator)
-    arguments = {**_params(verb, task.params), **_fetched(task.inputs, store)}
+    arguments = {**verb.validated(task.params), **_fetched(task.inputs, store)}
     if task.method is not None and verb.family is not None:
         name, fields = task.method
         arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
@@ -196,10 +195,6 @@ class _Workspace:
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         return kind(str(path), "", dict(about or {}))
-
-
-def _params(verb: Operator[Any], params: Mapping[str, object]) -> dict[str, Any]:
-    return verb.arguments({k: TypeAdapter(verb.params[k].hint).validate_python(v) for k, v in params.items()})
 
 
 def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:

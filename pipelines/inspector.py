@@ -33,11 +33,11 @@ class Looks:
     hash: bool = True
     hashing: Callable[[str, int], None] = field(default=lambda path, size: None)
 
-    def check(self, artifact: Artifact) -> None:
+    def check(self, artifact: A) -> A | None:
         """See `Inspector`."""
         scheme, colon, _ = artifact.uri.partition("://")
-        if scheme in ("python", "hf") and colon:
-            return
+        if colon and scheme in ("python", "hf"):
+            return artifact if scheme == "python" else None
         if colon:
             raise InputProblem(
                 artifact.uri,
@@ -53,6 +53,7 @@ class Looks:
         for file in files:
             if not os.access(file, os.R_OK):
                 raise InputProblem(artifact.uri, f"holds {file.name!r}, which cannot be read", "Give read access.")
+        return replace(artifact, uri=str(path.absolute()))
 
     def pin(self, artifact: A) -> A:
         """See `Inspector`."""

@@ -7,7 +7,6 @@ claims the next epoch before it writes; what an older epoch writes after that cl
 import json
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

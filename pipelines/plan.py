@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
-from operators.base import Resources
+from operators.base import Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
 from pipelines.source import reach
 from pipelines.spec import Reference, Spec, StepSpec, names_in, near
@@ -40,8 +40,11 @@ class InputProblem(LfmError, ValueError):
 class Inspector(Protocol):
     """The plan's only eyes: reads headers, hashes and pins of what comes from outside."""
 
-    def check(self, artifact: Artifact) -> None:
+    def check(self, artifact: Artifact) -> Artifact | None:
         """Look at an input without reading it whole.
+
+        Returns:
+            It with a path of this machine (or a ``python://`` name), if it has one.
 
         Raises:
             InputProblem: It is missing, unreadable, empty or of a scheme that nothing reads.
@@ -103,7 +106,7 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
         PlanError: With every problem that `survey` finds.
     """
     catalog = catalog or Catalog()
-    problems = survey(spec, inspector, until=until)
+    problems = survey(spec, inspector, catalog, until=until)
     if problems:
         raise PlanError(tuple(problems))
     order = TopologicalSorter({n: _needs(s, spec) for n, s in spec.steps.items()}).static_order()
@@ -118,17 +121,47 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
     return Plan(spec=spec, inputs=pinned, steps=steps)
 
 
-def survey(spec: Spec, inspector: Inspector, *, until: str = "") -> list[str]:
+def survey(spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "") -> list[str]:
     """A sentence for everything that is wrong with what `spec` needs from outside; reads headers, hashes nothing."""
     if until and until not in spec.steps:
         return [f"--until: no step is called {until!r}. {near(until, spec.steps)}"]
+    wanted = _wanted(spec, until)
     problems = []
-    for name in _used(spec, _wanted(spec, until)):
+    seen: dict[str, Artifact] = {}
+    for name in _used(spec, wanted):
         try:
-            inspector.check(spec.inputs[name])
+            here = inspector.check(spec.inputs[name])
+            if here is not None:
+                seen[name] = here
         except InputProblem as problem:
             problems.append(f"input {name!r}: {problem}")
+    for name, step in spec.steps.items():
+        verb = catalog.operator(step.operator)
+        if name in wanted and verb.problems is not None:
+            problems += [f"step {name!r}: {clause}" for clause in _foreseen(step, verb, verb.problems, seen)]
     return problems
+
+
+def _foreseen(step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact]) -> list[str]:
+    """What the operator itself says is wrong, given those of its inputs that can be looked at."""
+
+    def one(name: str) -> Artifact | None:
+        return seen.get(name)
+
+    given: dict[str, Any] = {}
+    for key in verb.edges:
+        reference = step.inputs.get(key)
+        if reference is None or isinstance(reference, str):
+            given[key] = None if reference is None else one(reference)
+        elif isinstance(reference, Mapping):
+            given[key] = {k: one(n) for k, n in reference.items()}
+        else:
+            given[key] = [one(n) for n in reference]
+    method = {} if verb.family is None else {"method": step.method}
+    try:
+        return list(ask(**given, **method, **verb.validated(step.params), resources=step.resources))
+    except LfmError as error:
+        return [str(error)]
 
 
 def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) -> PlannedStep:
@@ -144,7 +177,7 @@ def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) 
         "operator": step.operator,
         "inputs": {k: _resolved(r, known) for k, r in step.inputs.items()},
         "method": method,
-        "params": dict(step.params),
+        "params": verb.decisive(step.params),
         "source": dict(sources.modules),
         "libraries": dict(sources.libraries),
         "accelerator": step.resources.accelerator,

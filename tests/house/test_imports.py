@@ -30,7 +30,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_planning_loads_neither_ray_nor_transformers():
-    code = "from pipelines.commands import plan\nfrom operators.catalog import Catalog\nc = Catalog()\n"
+    code = "import pipelines.commands.plan\nfrom operators.catalog import Catalog\nc = Catalog()\n"
     every = f"{code}for v in c.verbs(): c.operator(v)"
     assert not loaded_by(every) & {"ray", "transformers", "mlflow", "peft", "fastapi"}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import commands
-from pipelines.__main__ import COMMANDS, main
+from pipelines.__main__ import COMMANDS, ROOT, main
+from pipelines.commands import run
 
 pytestmark = pytest.mark.ray
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 def typed(project, ray_local, monkeypatch, capsys):
     """Types a command in the project's folder, with the tests' Ray, and gives the exit code and what it printed."""
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(commands, "_connect", lambda address: ray_local)
+    monkeypatch.setattr(run, "cluster", lambda address: ray_local())
 
     def type_(*words):
         code = main(list(words))
@@ -143,9 +143,8 @@ def test_a_python_file_plans_like_its_yaml(typed, project):
 def test_ctrl_c_leaves_no_process_and_resume_ends_the_run(project, tmp_path):
     """A real `lfm run` with a Ray of its own."""
     lfm = [sys.executable, "-m", "pipelines"]
-    home = Path(commands.__file__).parent.parent
     own = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short: Ray's sockets lie in it
-    environment = {**os.environ, "PYTHONPATH": str(home), "TMPDIR": str(own)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(own)}
     go = tmp_path / "go"
     words = [*lfm, "run", "diamond.yaml", "--set", f"b.until={go}", "--set", f"c.until={go}"]
     with subprocess.Popen(

@@ -101,7 +101,8 @@ def test_until_leaves_out_what_the_step_does_not_need():
 def test_inputs_that_nothing_uses_are_not_looked_at():
     text = "inputs: {text: {dataset: t}, other: {dataset: gone}}\nsteps: {a: {operator: make, inputs: {data: text}}}"
     code = Code(("own.py",), (("own.py", OWN), ("near.py", NEAR)))
-    spec = load(text, catalog=Catalog(bring(code)), code=code)
-    assert survey(spec, Eyes(missing=("gone",))) == []
-    assert survey(spec, Eyes(missing=("t",))) == ["input 'text': 't' is not there. Check the path."]
+    catalog = Catalog(bring(code))
+    spec = load(text, catalog=catalog, code=code)
+    assert survey(spec, Eyes(missing=("gone",)), catalog) == []
+    assert survey(spec, Eyes(missing=("t",)), catalog) == ["input 'text': 't' is not there. Check the path."]
     assert isinstance(spec.inputs["text"], Dataset)

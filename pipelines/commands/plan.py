@@ -1,0 +1,55 @@
+"""`lfm plan`: say what a run would do."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from operators.resources import Resources
+from pipelines.commands._output import printed, shown
+from pipelines.commands._planned import capacity_at, described, inputs_of, read_plan
+from pipelines.spec import names_in
+from pipelines.storage import open_storage
+from pipelines.store import Store
+
+
+def act(arguments: Namespace) -> int:
+    """Say what a run would do."""
+    storage = open_storage(arguments.store)
+    made = read_plan(arguments, storage, there=capacity_at(arguments.address))
+    store = Store(storage)
+    state = {n: _prospect(s.fingerprint, s.effect, store) for n, s in made.steps.items()}
+    if arguments.json:
+        steps = {n: {**described(made, n), "state": state[n]} for n in made.steps}
+        return printed({"name": made.spec.name, "inputs": inputs_of(made), "steps": steps})
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("step", "operator", "method", "takes", "makes", "asks", "state", "fingerprint"):
+        rows.add_column(column)
+    for name, step in made.steps.items():
+        method = step.method[0] if step.method else ""
+        takes = ", ".join(dict.fromkeys(_taken(step.inputs)))
+        rows.add_row(name, step.operator, method, takes, step.kind, _asks(step.resources), state[name],
+                     step.fingerprint[:12] or "unknown")  # fmt: skip
+    shown(rows)
+    for name, artifact in made.inputs.items():
+        print(f"input {name}: {artifact.uri} digest {artifact.digest[:12] or 'unknown'}")
+    return 0
+
+
+def _prospect(fingerprint: str, effect: bool, store: Store) -> str:
+    if effect:
+        return "runs (effect)"
+    if not fingerprint:
+        return "unknown"
+    return "stored" if store.hit(fingerprint) else "runs"
+
+
+def _asks(resources: Resources) -> str:
+    workers = f"{resources.workers} x " if resources.workers > 1 else ""
+    gpus = f", {resources.gpus_per_worker:g} {resources.accelerator}" if resources.gpus else ""
+    return f"{workers}{resources.cpus_per_worker:g} CPU{gpus}"
+
+
+def _taken(inputs: Mapping[str, Any]) -> list[str]:
+    return [n for r in inputs.values() for n in names_in(r)]

@@ -1,0 +1,27 @@
+"""`lfm resume`: go on with a run."""
+
+from argparse import Namespace
+
+from operators.catalog import Catalog
+from operators.code import Code, bring
+from pipelines.commands._planned import inspector_of
+from pipelines.commands.run import drive_to_end
+from pipelines.lineage import Journal, find_run, history
+from pipelines.plan import plan as planned
+from pipelines.spec import SpecError, build
+from pipelines.storage import open_storage
+
+
+def act(arguments: Namespace) -> int:
+    """Go on with a run."""
+    storage = open_storage(arguments.store)
+    name = find_run(storage, arguments.run)
+    began = history(storage, name)[0].data
+    journal = Journal.claim(storage, name)
+    code = Code(tuple(began["uses"]), tuple((k, v) for k, v in began["files"]))
+    catalog = Catalog(bring(code))
+    spec, problems = build(dict(began["spec"]), name, code=code, catalog=catalog)
+    if problems:
+        raise SpecError(tuple(problems))
+    made = planned(spec, inspector_of(storage), catalog, until=began["until"])
+    return drive_to_end(made, storage, journal, arguments, forced=(), retries=began["retries"])

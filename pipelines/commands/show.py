@@ -1,0 +1,30 @@
+"""`lfm show`: show a run."""
+
+import time
+from argparse import Namespace
+from dataclasses import asdict
+
+from pipelines.commands._output import printed, shown
+from pipelines.lineage import find_run, history, states, status
+from pipelines.storage import open_storage
+from pipelines.view import failure, row, seconds, table
+
+
+def act(arguments: Namespace) -> int:
+    """Show a run."""
+    storage = open_storage(arguments.store)
+    name = find_run(storage, arguments.run)
+    events = history(storage, name)
+    began = events[0].data
+    now = states(events, began["steps"])
+    said = status(storage, name, events)
+    if arguments.json:
+        steps = {n: {**began["steps"][n], **asdict(s)} for n, s in now.items()}
+        return printed({"run": name, "status": said, "began": events[0].time, "ended": events[-1].time,
+                       "inputs": began["inputs"], "steps": steps})  # fmt: skip
+    print(f"run {name}: {said}, {seconds(events[-1].time - events[0].time)}")
+    shown(table({n: row(n, s, storage, time.time()) for n, s in now.items()}))
+    for step, state in now.items():
+        if state.state == "failed":
+            print(failure(step, state.data, storage))
+    return 0
