@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast soak check fix
+.PHONY: demo test test-fast soak check fix docs
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -9,6 +9,9 @@ BIN := .venv/bin
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# KEEP=1 leaves the endpoint up.
+demo: .venv/stamp
+	$(BIN)/python -m pipelines.demo $(if $(KEEP),--keep)
 test: .venv/stamp
 	$(BIN)/pytest -m "not gpu and not soak"
 test-fast: .venv/stamp
@@ -23,3 +26,6 @@ check: .venv/stamp
 fix: .venv/stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+# The generated parts of the README.
+docs: .venv/stamp
+	$(BIN)/python -m tests.house.readme

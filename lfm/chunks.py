@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21  # logits at once, 8 MB in float32: small beside a model, large enough for the matrix product
 
@@ -23,7 +24,8 @@ def chunked(
     """The sum of `loss` over all tokens, where the logits are `hidden @ weight.T + bias`.
 
     The gradient is computed with the value, chunk by chunk, so that memory does not grow with tokens x vocabulary;
-    the backward pass only multiplies it. It is float32 for the head's weight, whatever the inputs' dtype.
+    the backward pass only multiplies it. Over the chunks the head's gradient adds up in float32, whatever the inputs'
+    dtype. Products run in the dtype of autocast where it is on, and of the hidden states where it is not.
 
     Args:
         hidden: What goes into the head.
@@ -32,9 +34,14 @@ def chunked(
         loss: Called with the logits of each chunk; what else it needs it takes by the slice.
         chunk: Tokens at once; None takes as many as `CHUNK_ELEMENTS` logits are.
     """
-    size = chunk or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    total: Tensor = _Chunked.apply(hidden, weight, bias, loss, size)  # type: ignore[no-untyped-call]
+    size = chunk or chunk_size(len(weight))
+    total: Tensor = _Chunked.apply(hidden, weight, bias, loss, size, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return total
+
+
+def chunk_size(vocabulary: int) -> int:
+    """How many tokens' logits are held at once."""
+    return max(1, CHUNK_ELEMENTS // vocabulary)
 
 
 def chunked_cross_entropy(
@@ -74,42 +81,44 @@ class _Chunked(torch.autograd.Function):
         bias: Tensor | None,
         loss: PerChunk,
         size: int,
+        learning: bool,  # inside of this function gradients are off always
     ) -> Tensor:
-        wanted = [t is not None and t.requires_grad for t in (hidden, weight, bias)]
-        # Under autocast the inputs still have their own dtypes: the product runs in the hidden states'.
-        head = weight.to(hidden.dtype)
+        device = hidden.device.type
+        wanted = [learning and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+        # What autocast would do to each product, done once: the head is the largest matrix there is.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        head = weight.to(dtype)
         into_hidden = torch.empty_like(hidden) if wanted[0] else None
         into_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         into_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden), size):
-            where = slice(start, min(len(hidden), start + size))
-            part = hidden[where]
-            logits = part @ head.T
-            if bias is not None:
-                logits += bias.to(logits.dtype)
-            if not any(wanted):
-                total += loss(logits, where).float()
-                continue
-            with torch.enable_grad():
-                logits.requires_grad_(True)
-                value = loss(logits, where)
-                (gradient,) = torch.autograd.grad(value, logits)
-            total += value.detach().float()
-            if into_hidden is not None:
-                into_hidden[where] = gradient @ head
-            if into_weight is not None:
-                if into_weight.dtype == gradient.dtype:
-                    into_weight.addmm_(gradient.T, part)
-                else:
-                    into_weight += (gradient.T @ part).float()
-            if into_bias is not None:
-                into_bias += gradient.sum(dim=0)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), size):
+                where = slice(start, min(len(hidden), start + size))
+                part = hidden[where].to(dtype)
+                logits = torch.nn.functional.linear(part, head, None if bias is None else bias.to(dtype))
+                if not any(wanted):
+                    total += loss(logits, where).float()
+                    continue
+                with torch.enable_grad():
+                    value = loss(logits.requires_grad_(True), where)
+                    (gradient,) = torch.autograd.grad(value, logits)
+                total += value.detach().float()
+                if into_hidden is not None:
+                    into_hidden[where] = gradient @ head
+                if into_weight is not None:
+                    if dtype == torch.float32:
+                        into_weight.addmm_(gradient.T, part)
+                    else:
+                        into_weight += gradient.T @ part
+                if into_bias is not None:
+                    into_bias += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(into_hidden, into_weight, into_bias)  # type: ignore[arg-type]
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)  # type: ignore[attr-defined]
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: "torch.autograd.function.FunctionCtx", scale: Tensor) -> tuple[Tensor | None, ...]:
         into_hidden, into_weight, into_bias = ctx.saved_tensors  # type: ignore[attr-defined]
         for_weight, for_bias = ctx.dtypes  # type: ignore[attr-defined]
@@ -117,6 +126,7 @@ class _Chunked(torch.autograd.Function):
             None if into_hidden is None else into_hidden * scale.to(into_hidden.dtype),
             None if into_weight is None else (into_weight * scale).to(for_weight),
             None if into_bias is None else (into_bias * scale).to(for_bias),
+            None,
             None,
             None,
         )

@@ -6,6 +6,22 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from lfm.errors import LfmError
+
+# If five documents all say the same, chance alone does so too in one of sixteen cases: more than the interval's 5 %.
+FEWEST = 6
+
+
+class NotComparable(LfmError, ValueError):
+    """Values that a difference cannot be told from."""
+
+    def __init__(self, what: str, allowed: str, fix: str) -> None:
+        super().__init__(what, allowed, fix)
+        self.what, self.allowed, self.fix = what, allowed, fix
+
+    def __str__(self) -> str:
+        return f"paired bootstrap: {self.what}, expected {self.allowed}. {self.fix}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
@@ -24,13 +40,15 @@ class Difference:
 
 def paired_bootstrap(
     one: Float[ndarray, "documents"],
-    other: Float[ndarray, "documents"],
-    weights: Float[ndarray, "documents"],
+    other: Float[ndarray, "_"],
+    weights: Float[ndarray, "_"],
     *,
     draws: int = 10_000,
     seed: int = 0,
 ) -> Difference:
     """Resample documents with replacement; both models are looked at on the same ones.
+
+    A document of weight 0 says nothing and is left out.
 
     Args:
         one: A sum for each document: of its tokens' losses, or a score times its weight.
@@ -39,12 +57,25 @@ def paired_bootstrap(
         draws: How many times documents are drawn.
         seed: Of the draws.
 
+    Raises:
+        NotComparable: The three are not of the same documents, a value is no number, or there are too few documents.
+
     Reference:
         Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004.
         https://aclanthology.org/W04-3250
     """
+    if not len(one) == len(other) == len(weights):
+        what = f"{len(one)} and {len(other)} values with {len(weights)} weights"
+        raise NotComparable(what, "as many of each", "Measure both on the same documents.")
     gaps = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     weights = np.asarray(weights, np.float64)
+    if not (np.isfinite(gaps).all() and np.isfinite(weights).all() and (weights >= 0).all()):
+        raise NotComparable(
+            "values that are infinite or not a number, or weights below 0", "finite ones", "Look at what was measured."
+        )
+    gaps, weights = gaps[weights > 0], weights[weights > 0]
+    if len(gaps) < FEWEST:
+        raise NotComparable(f"{len(gaps)} documents", f"at least {FEWEST}", "Measure on more.")
     generator = np.random.default_rng(seed)
     means = np.empty(draws)
     for i in range(draws):  # one draw at a time: documents x draws may not fit in memory

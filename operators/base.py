@@ -99,6 +99,8 @@ class Operator(Generic[T]):
     Attributes:
         effect: True where the result is a change of the world (an endpoint, a registered name): never a
             cache hit, done again by each run.
+        starts_workers: True where Ray processes that it starts do the work: they ask for its resources then, and its
+            own task asks for none.
         problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
             the body will be called with and with ``resources``, but without ``work``; an artifact that another step
             makes, or that lies on another machine, is None.
@@ -107,6 +109,7 @@ class Operator(Generic[T]):
     body: Callable[..., T]
     resources: Resources
     effect: bool = False
+    starts_workers: bool = False
     problems: Problems | None = None
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
@@ -226,7 +229,11 @@ def _edge(hint: Any, *, required: bool) -> Edge | None:
 
 
 def operator(
-    *, resources: Resources | None = None, effect: bool = False, problems: Problems | None = None
+    *,
+    resources: Resources | None = None,
+    effect: bool = False,
+    starts_workers: bool = False,
+    problems: Problems | None = None,
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`."""
-    return lambda body: Operator(body, resources or Resources(), effect, problems)
+    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, problems)

@@ -1,6 +1,8 @@
 """Rows of text -> tokens -> packed rows -> micro-batches; the same for every number of workers."""
 
 import bisect
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +58,15 @@ class Rows:
         ids: Tokens.
         positions: Each token's place in its document; a new document starts at 0.
         targets: The token that follows within the document where it is to be learnt, else `IGNORED`.
+        cut: Documents that were longer than a row, and so became several.
+        left_out: Documents that have nothing to learn.
     """
 
     ids: "np.ndarray[Any, np.dtype[np.int32]]"
     positions: "np.ndarray[Any, np.dtype[np.int32]]"
     targets: "np.ndarray[Any, np.dtype[np.int32]]"
+    cut: int = 0
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,7 +84,8 @@ class Batch:
     ids: Int[Tensor, "rows length"]
     positions: Int[Tensor, "rows length"]
     targets: Int[Tensor, "rows length"]
-    where: "np.ndarray[Any, np.dtype[np.int64]]"  # which rows of the data these are
+    where: "np.ndarray[Any, np.dtype[np.int64]]"  # which of `rows` these are
+    rows: Rows
 
     @property
     def loss_tokens(self) -> int:
@@ -117,31 +124,53 @@ def _pair(prompt: Any, completion: Any, tokenizer: Any) -> Document:
 def conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, *, learnt_from: int = 0) -> Document:
     """Tokenize a conversation; what the assistant says, with what ends its turn, is learnt.
 
-    An answer's span is what the template adds to its prompt (``add_generation_prompt``) when the turn is there.
+    An answer's span is what the template adds to its prompt (``add_generation_prompt``) when the turn is there. The
+    whole is tokenized at once; where a token would reach over the edge of a span, in parts that end there, as the
+    prompt alone does when the model is asked.
 
     Raises:
         ChatFormatError: The tokenizer has no template, or it changes earlier turns when one is added.
     """
     if tokenizer.chat_template is None:
         raise ChatFormatError("the tokenizer has none", "Use an instruction-tuned model's, or prompt and completion.")
-    ids: list[int] = []
-    answer: list[bool] = []
+    if not tokenizer.is_fast:
+        raise ChatFormatError("the tokenizer does not say where in the text a token is", "Convert it to a fast one.")
+    text = ""
+    spans: list[tuple[int, int]] = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         before = _rendered(messages[:turn], tokenizer, prompt=True)
         after = _rendered(messages[: turn + 1], tokenizer, prompt=False)
-        if after[: len(before)] != before or before[: len(ids)] != ids:
+        if not after.startswith(before) or not before.startswith(text):
             raise ChatFormatError("it rewrites earlier turns when one is added", "Split the data into single answers.")
-        answer += [False] * (len(before) - len(ids))
-        answer += [turn >= learnt_from] * (len(after) - len(before))
-        ids = after
-    return Document(ids, answer)
+        if turn >= learnt_from:
+            spans.append((len(before), len(after)))
+        text = after
+    return _spanned(text, spans, tokenizer)
 
 
-def _rendered(messages: Sequence[Mapping[str, str]], tokenizer: Any, *, prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _spanned(text: str, spans: Sequence[tuple[int, int]], tokenizer: Any) -> Document:
+    """Tokenize a text of which `spans`, in order, are learnt."""
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = found["offset_mapping"]
+    edges = sorted({edge for span in spans for edge in span})
+    if not any(begin < edge < end for begin, end in places for edge in edges):
+        # Some tokenizers leave spaces out of a token's place: one that is all space begins where it ends.
+        return Document(
+            found["input_ids"], [any(a <= begin and a < end <= b for a, b in spans) for begin, end in places]
+        )
+    ids: list[int] = []
+    learnt = []
+    for begin, end in itertools.pairwise([0, *edges, len(text)]):
+        part = tokenizer(text[begin:end], add_special_tokens=False, verbose=False)["input_ids"]
+        ids += part
+        learnt += [(begin, end) in spans] * len(part)
+    return Document(ids, learnt)
+
+
+def _rendered(messages: Sequence[Mapping[str, str]], tokenizer: Any, *, prompt: bool) -> str:
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
 
 
 def packed(found: Iterator[Document], *, length: int, padding: int, packing: bool, where: str) -> Rows:
@@ -153,7 +182,13 @@ def packed(found: Iterator[Document], *, length: int, padding: int, packing: boo
     Raises:
         NoLossToken: There is nothing to learn in all of it.
     """
-    pieces = [p for d in found for p in _pieces(d, length)]
+    pieces: list[Document] = []
+    cut = left_out = 0
+    for document in found:
+        parts = list(_pieces(document, length))
+        pieces += parts
+        cut += len(document.ids) > length
+        left_out += not parts
     if packing:
         pieces.sort(key=lambda p: -len(p.ids))  # stable: equal lengths stay in the data's order
     bins: list[list[Document]] = []
@@ -168,7 +203,8 @@ def packed(found: Iterator[Document], *, length: int, padding: int, packing: boo
             bins.append([piece])
         bisect.insort(room, (free - len(piece.ids), number))
     shape = (len(bins), length)
-    rows = Rows(np.full(shape, padding, np.int32), np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
+    ids, positions, targets = (np.full(shape, value, np.int32) for value in (padding, 0, IGNORED))
+    rows = Rows(ids, positions, targets, cut, left_out)
     for i, held in enumerate(bins):
         at = 0
         for piece in held:
@@ -192,6 +228,7 @@ def _pieces(document: Document, length: int) -> Iterator[Document]:
             yield piece
 
 
+@functools.lru_cache(maxsize=2)  # a batch may need the end of one epoch and the start of the next
 def order(rows: int, epoch: int, seed: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """The rows' order in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(rows)
@@ -229,4 +266,4 @@ def on_device(rows: Rows, where: "np.ndarray[Any, np.dtype[np.int64]]", device: 
     def moved(values: "np.ndarray[Any, np.dtype[np.int32]]") -> Tensor:
         return torch.from_numpy(values[:, :width].astype(np.int64)).to(device)
 
-    return Batch(moved(rows.ids[where]), moved(rows.positions[where]), moved(targets), where)
+    return Batch(moved(rows.ids[where]), moved(rows.positions[where]), moved(targets), where, rows)

@@ -24,6 +24,10 @@ class Endpoint:
         """What Ray Serve asks for once the replica is there."""
         return api(self.engine, self.name, self.about)
 
+    def identity(self) -> dict[str, Any]:
+        """What `about` said it is."""
+        return self.about
+
     def probe(self, ids: Sequence[int]) -> list[list[float]]:
         """The logits after each token, to be compared with the artifact's."""
         return self.engine.logits(ids).tolist()

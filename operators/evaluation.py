@@ -1,7 +1,8 @@
 """The verb `evaluate`: what a model's answers cost it, and how near its own come, document by document."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
-from lfm.errors import LfmError
+from lfm.chunks import chunk_size
+from lfm.errors import HyperparameterError, LfmError
 from operators.artifact import Adapter, Dataset, Metrics, Model
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.engines.native import Native, Sampling
-from operators.language_models import adapted, check, head_of, load, load_tokenizer
+from operators.language_models import adapted, check, load, load_tokenizer
 from operators.objectives import answers, plain
-from operators.rows import read_rows
+from operators.records import DatasetError
+from operators.rows import COLUMNS, form_of, read_rows
+from operators.texts import unfit
+from operators.training import Training
 from operators.workspace import Workspace
 
 SUMMARY, DOCUMENTS = "metrics.json", "documents.parquet"
+GENERATED = ("exact_match", "chrf")
 
 
 class BaseNeeded(LfmError, ValueError):
@@ -33,12 +38,46 @@ class BaseNeeded(LfmError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"{self.verb}: the adapter's base is {self.wanted[:12] or 'unknown'}, got {self.got[:12] or 'none'}. "
+            f"{self.verb}: base is {self.got[:12] or 'none'}, expected the adapter's, {self.wanted[:12] or 'unknown'}. "
             "Give the model that it was trained on as 'base'."
         )
 
 
-@operator()
+def _foreseen(
+    *,
+    model: Model | Adapter | None,
+    base: Model | None,
+    data: Mapping[str, Dataset | None],
+    length: int = 512,
+    batch_size: int = 32,
+    max_documents: int | None = None,
+    generate: int = 0,
+    **others: object,
+) -> Iterator[str]:
+    wrong = list(_out_of_range(length, batch_size, max_documents, generate))
+    yield from map(str, wrong)
+    if not data:
+        yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
+    whole = base if isinstance(model, Adapter) else model
+    if not wrong:
+        named = {f"data {name!r}": dataset for name, dataset in data.items()}
+        yield from unfit(Training(length=length), None if whole is None else whole.path, named)
+
+
+def _out_of_range(
+    length: int, batch_size: int, max_documents: int | None, generate: int
+) -> Iterator[HyperparameterError]:
+    for holds, field, value, allowed in (
+        (length >= 2, "length", length, "length >= 2"),
+        (batch_size >= 1, "batch_size", batch_size, "batch_size >= 1"),
+        (max_documents is None or max_documents >= 1, "max_documents", max_documents, "max_documents >= 1 or none"),
+        (generate >= 0, "generate", generate, "generate >= 0"),
+    ):
+        if not holds:
+            yield HyperparameterError("evaluate", field, value, allowed)
+
+
+@operator(problems=_foreseen)
 def evaluate(
     work: Workspace,
     *,
@@ -53,41 +92,62 @@ def evaluate(
     """Measure a model on held-out sets.
 
     For each set: the mean loss of an answer token and its perplexity; with `generate`, greedy answers to the prompts
-    and their exact matches and chrF. Every number is kept for each document, so that models can be compared in pairs.
+    and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Every number is
+    kept for each document, so that models can be compared in pairs.
 
     Args:
         work: The step's workspace.
         model: What is measured.
         base: What `model` was trained on, where it is an adapter.
         data: The sets by name.
-        length: Tokens of a row; of a longer document every piece counts.
+        length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
+            nothing comes before. A document without an answer token has no loss and weighs nothing.
         batch_size: Rows at once.
         max_documents: Only so many of each set, the first ones.
         generate: The most tokens of an answer; 0 generates none.
 
     Raises:
+        HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
         BaseNeeded: An adapter came without its base.
+        NoLossToken: A set has no answer token at all.
+        DatasetError: Something is asked of the model by a document that has no answer.
     """
+    for problem in _out_of_range(length, batch_size, max_documents, generate):
+        raise problem
     whole, home = opened(model, base)
     check(plain(whole), packed=False)
     device = torch.device("cuda" if work.resources.gpus else "cpu")
     engine = Native(whole.to(device), load_tokenizer(home))
-    summary: dict[str, Any] = {}
+    if engine.context is not None and length > engine.context:
+        allowed = f"length <= {engine.context}, the model's context"
+        raise HyperparameterError("evaluate", "length", length, allowed)
+    sets = {name: _rows(dataset, max_documents) for name, dataset in data.items()}
+    answered = {name: bool(generate) and "text" not in rows for name, rows in sets.items()}
+    total = sum(len(next(iter(rows.values()))) * (1 + answered[name]) for name, rows in sets.items())
+    done = 0
+
+    def told(number: int, **measures: float) -> None:
+        nonlocal done
+        done += number
+        work.progress(done, total, **measures)
+
+    summary: dict[str, dict[str, Any]] = {}
     tables = []
-    for done, (name, dataset) in enumerate(data.items()):
-        rows = read_rows(dataset).slice(0, max_documents).to_pydict()
+    for name, rows in sets.items():
         columns = losses(engine, documents(rows, engine.tokenizer), length=length, batch_size=batch_size, name=name)
-        summary[name] = {"documents": len(columns["loss"]), **_mean_loss(columns)}
-        if generate and "text" not in rows:
-            columns |= scores(engine, rows, generate, batch_size)
-            summary[name] |= {k: float(np.mean(columns[k])) for k in ("exact_match", "chrf")}
-        tables.append(pa.table({"set": [name] * len(columns["loss"]), **columns}))
-        work.progress(done + 1, len(data), **{f"{name}_loss": summary[name]["loss"]})
+        number = len(columns["loss"])
+        summary[name] = {"documents": number, "digest": digest_of(rows), **_mean_loss(columns)}
+        told(number, **{f"{name}_loss": summary[name]["loss"]})
+        if answered[name]:
+            columns |= scores(engine, rows, generate, batch_size, name=name, told=told)
+            summary[name] |= {k: float(np.mean(columns[k])) for k in GENERATED}
+        tables.append(pa.table({"set": [name] * number, **columns}))
+    about = {"sets": summary, "generate": generate, "parameters": sum(p.numel() for p in whole.parameters())}
     folder = work.scratch / "metrics"
     folder.mkdir()
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2))
+    (folder / SUMMARY).write_text(json.dumps(about, indent=2))
     pq.write_table(pa.concat_tables(tables, promote_options="default"), folder / DOCUMENTS)
-    return work.save(Metrics, folder, {"sets": summary, "parameters": sum(p.numel() for p in whole.parameters())})
+    return work.save(Metrics, folder, about)
 
 
 def opened(model: Model | Adapter, base: Model | None) -> tuple[Any, Path]:
@@ -100,10 +160,16 @@ def opened(model: Model | Adapter, base: Model | None) -> tuple[Any, Path]:
     return adapted(base.path, model.path, torch.float32), base.path
 
 
+def digest_of(rows: Mapping[str, Sequence[Any]]) -> str:
+    """Of what rows ask and expect, so that two results can be known to be about the same documents."""
+    columns = [rows[column] for column in COLUMNS[form_of(tuple(rows))]]
+    return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
+
+
 @torch.inference_mode()
 def losses(
     engine: Native, found: Iterator[Document], *, length: int, batch_size: int, name: str
-) -> dict[str, list[float]]:
+) -> dict[str, list[Any]]:
     """For each document the summed loss of its answer tokens and their number."""
     pieces: list[Document] = []
     owner: list[int] = []
@@ -124,34 +190,49 @@ def losses(
         where=name,
     )
     device = next(engine.model.parameters()).device
-    head = head_of(engine.model)
-    sums, tokens = np.zeros(count), np.zeros(count)
+    sums, tokens = np.zeros(count), np.zeros(count, np.int64)
+    size = chunk_size(engine.head.linear.out_features)
     for start in range(0, len(rows), batch_size):
         where = np.arange(start, min(len(rows), start + batch_size))
         batch = on_device(rows, where, device)
         hidden, targets = answers(engine.model, batch, packed=False)
-        logits = head.shaped(head.linear(hidden)).float()
-        each: Tensor = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        each = [
+            _cross_entropy(engine, hidden[at : at + size], targets[at : at + size])
+            for at in range(0, len(hidden), size)
+        ]
         row = (batch.targets != IGNORED).nonzero()[:, 0].cpu().numpy()
         documents_of = np.array([owner[longest_last[start + r]] for r in row])
-        np.add.at(sums, documents_of, each.double().cpu().numpy())
+        np.add.at(sums, documents_of, torch.cat(each).double().cpu().numpy())
         np.add.at(tokens, documents_of, 1)
     return {"loss": sums.tolist(), "tokens": tokens.tolist()}
 
 
-def scores(engine: Native, rows: Mapping[str, Sequence[Any]], max_tokens: int, batch_size: int) -> dict[str, list[Any]]:
+def _cross_entropy(engine: Native, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = engine.head.shaped(engine.head.linear(hidden)).float()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def scores(
+    engine: Native,
+    rows: Mapping[str, Sequence[Any]],
+    max_tokens: int,
+    batch_size: int,
+    *,
+    name: str,
+    told: Callable[[int], None],
+) -> dict[str, list[Any]]:
     """For each document a greedy answer, whether it is the expected one, and its chrF in [0, 1]."""
     import sacrebleu
 
-    asked, expected = prompts(rows, engine.tokenizer)
+    asked, expected = prompts(rows, engine, name)
     by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     said = [""] * len(asked)
     for start in range(0, len(asked), batch_size):
         chosen = by_length[start : start + batch_size]
-        for i, ids in zip(
-            chosen, engine.complete([asked[i] for i in chosen], Sampling(max_tokens=max_tokens)), strict=True
-        ):
+        answered = engine.complete([asked[i] for i in chosen], Sampling(max_tokens=max_tokens))
+        for i, ids in zip(chosen, answered, strict=True):
             said[i] = engine.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        told(len(chosen))
     chrf = sacrebleu.CHRF()
     pairs = list(zip(said, expected, strict=True))
     return {
@@ -161,24 +242,37 @@ def scores(engine: Native, rows: Mapping[str, Sequence[Any]], max_tokens: int, b
     }
 
 
-def prompts(rows: Mapping[str, Sequence[Any]], tokenizer: Any) -> tuple[list[list[int]], list[str]]:
-    """What to answer, as token ids, and the expected answers: the last turn of each row."""
+def prompts(rows: Mapping[str, Sequence[Any]], engine: Native, name: str) -> tuple[list[list[int]], list[str]]:
+    """What to answer, as token ids, and the expected answers: the last one of each row."""
     asked, expected = [], []
-    for document, wanted in zip(documents(rows, tokenizer), _wanted(rows), strict=True):
+    for i, (document, wanted) in enumerate(zip(documents(rows, engine.tokenizer), _wanted(rows), strict=True)):
+        if wanted is None:
+            what = "has no turn of the assistant, expected one to compare with"
+            raise DatasetError(f"set {name!r} document {i + 1}", what, "Remove it, or set generate to 0.")
         last = len(document.answer) - 1
         while last >= 0 and document.answer[last]:
             last -= 1
-        asked.append(list(document.ids[: last + 1]))
+        prompt = list(document.ids[: last + 1]) or [engine.start]
+        if engine.context is not None and len(prompt) >= engine.context:
+            what = f"asks with {len(prompt)} tokens, expected fewer than the model's context of {engine.context}"
+            raise DatasetError(f"set {name!r} document {i + 1}", what, "Shorten it, or set generate to 0.")
+        asked.append(prompt)
         expected.append(wanted.strip())
     return asked, expected
 
 
-def _wanted(rows: Mapping[str, Sequence[Any]]) -> list[str]:
-    if "messages" in rows:
-        return [m[-1]["content"] for m in rows["messages"]]
-    return [c if isinstance(c, str) else c[-1]["content"] for c in rows["completion"]]
+def _wanted(rows: Mapping[str, Sequence[Any]]) -> Iterator[str | None]:
+    for said in rows["messages"] if "messages" in rows else rows["completion"]:
+        if isinstance(said, str):
+            yield said
+        else:
+            yield next((m["content"] for m in reversed(said) if m["role"] == "assistant"), None)
+
+
+def _rows(dataset: Dataset, max_documents: int | None) -> dict[str, list[Any]]:
+    return dict(read_rows(dataset).slice(0, max_documents).to_pydict())
 
 
 def _mean_loss(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     mean = float(np.sum(columns["loss"]) / np.sum(columns["tokens"]))
-    return {"loss": mean, "perplexity": float(np.exp(mean)), "tokens": float(np.sum(columns["tokens"]))}
+    return {"loss": mean, "perplexity": float(np.exp(mean)), "tokens": int(np.sum(columns["tokens"]))}

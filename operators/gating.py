@@ -1,19 +1,23 @@
 """The verb `gate`: lets a model pass only if it is better where it has to be, and not by chance."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lfm.errors import LfmError
-from lfm.significance import Difference, paired_bootstrap
+from lfm.errors import LfmError, UnknownName
+from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
-from operators.evaluation import DOCUMENTS
+from operators.evaluation import DOCUMENTS, SUMMARY
+from operators.records import DatasetError
 from operators.workspace import Workspace
+
+Measure = Literal["loss", "exact_match", "chrf"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +31,12 @@ class Requirement:
         measure: ``loss`` has to be lower, ``exact_match`` and ``chrf`` higher.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+
     better: str
     than: str
     on: str
-    measure: Literal["loss", "exact_match", "chrf"] = "loss"
+    measure: Measure = "loss"
 
 
 class GateClosed(LfmError, RuntimeError):
@@ -44,18 +50,22 @@ class GateClosed(LfmError, RuntimeError):
         return f"gate closed: {'; '.join(self.failed)}. Train longer or lower what is required."
 
 
-class NoSuchResult(LfmError, LookupError):
-    """A requirement about something that was not measured."""
+def _foreseen(
+    *, results: Mapping[str, Metrics | None], require: Sequence[Requirement], **others: object
+) -> Iterator[str]:
+    if not require:
+        yield "gate: require is empty, expected at least one comparison. Write it as {better: a, than: b, on: set}."
+    for requirement in require:
+        if requirement.better == requirement.than:
+            yield f"gate: {requirement.better!r} has to be better than itself, expected another result. Name one."
+        for name in dict.fromkeys((requirement.better, requirement.than)):
+            try:
+                _looked_up(name, requirement, results)
+            except LfmError as problem:
+                yield f"gate: {problem}"
 
-    def __init__(self, what: str, known: Sequence[str]) -> None:
-        super().__init__(what, known)
-        self.what, self.known = what, known
 
-    def __str__(self) -> str:
-        return f"require: {self.what} was not measured, expected one of {', '.join(self.known)}."
-
-
-@operator()
+@operator(problems=_foreseen)
 def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], require: Sequence[Requirement]) -> Model:
     """Hand `model` on if every requirement holds with a 95 % interval that excludes 0.
 
@@ -67,7 +77,8 @@ def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], requi
 
     Raises:
         GateClosed: With every requirement that does not.
-        NoSuchResult: A requirement names what `results` do not have.
+        NotComparable: Two results are not of the same documents, or of too few.
+        UnknownName: A requirement names what was not measured.
     """
     found = [(r, compared(r, results)) for r in require]
     failed = [said(r, d) for r, d in found if not holds(r, d)]
@@ -75,30 +86,60 @@ def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], requi
         print(f"{'holds' if holds(requirement, difference) else 'FAILS'}: {said(requirement, difference)}")
     if failed:
         raise GateClosed(failed)
-    report = [{**asdict(r), **asdict(d)} for r, d in found]
+    report = [{**asdict(r), **asdict(d), "said": said(r, d)} for r, d in found]
     return replace(model, about={**model.about, "gate": report})
 
 
 def compared(requirement: Requirement, results: Mapping[str, Metrics]) -> Difference:
-    """`better` minus `than`, paired by document."""
-    one, weights = column(requirement.better, requirement, results)
-    other, _ = column(requirement.than, requirement, results)
-    return paired_bootstrap(one, other, weights)
+    """`better` minus `than`, paired by document.
+
+    Raises:
+        NotComparable: They were not measured on the same documents in the same way.
+        UnknownName: One of them was not measured.
+    """
+    names = requirement.better, requirement.than
+    one, other = (_looked_up(name, requirement, results) for name in names)
+    pair = f"{names[0]!r} and {names[1]!r} on {requirement.on!r}"
+    if one["digest"] != other["digest"]:
+        fix = "Evaluate both on the same data, with the same max_documents."
+        raise NotComparable(f"{pair} were measured on different documents", "the same ones", fix)
+    mine, theirs = (_documents(results[name], requirement.on) for name in names)
+    if requirement.measure == "loss":
+        if mine["tokens"] != theirs["tokens"]:
+            fix = "Use models with the same tokenizer, and the same length."
+            raise NotComparable(f"{pair} have losses of other tokens", "the same ones", fix)
+        weights = np.array(mine["tokens"], np.float64)
+    else:
+        if one["generate"] != other["generate"]:
+            what = f"{pair} answered with up to {one['generate']} and {other['generate']} tokens"
+            raise NotComparable(what, "the same number", "Evaluate both with the same generate.")
+        weights = np.ones(len(mine["set"]))
+    return paired_bootstrap(np.array(mine[requirement.measure]), np.array(theirs[requirement.measure]), weights)
 
 
-def column(
-    name: str, requirement: Requirement, results: Mapping[str, Metrics]
-) -> "tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]":
-    """A result's values on one set, document by document, and their weights."""
+def _looked_up(name: str, requirement: Requirement, results: Mapping[str, Metrics | None]) -> dict[str, Any]:
+    """What a result says of a requirement's set; nothing where it is not here yet."""
     if name not in results:
-        raise NoSuchResult(name, tuple(results))
-    table = pq.read_table(results[name].path / DOCUMENTS)
-    rows = table.filter(pc.equal(table["set"], requirement.on))
-    if not rows.num_rows or requirement.measure not in rows.column_names:
-        measured = sorted(set(table["set"].to_pylist()))
-        raise NoSuchResult(f"{requirement.measure} of {name} on {requirement.on}", measured)
-    values = rows[requirement.measure].to_numpy()
-    return values, rows["tokens"].to_numpy() if requirement.measure == "loss" else np.ones(len(values))
+        raise UnknownName("result", name, tuple(results))
+    result = results[name]
+    if result is None:
+        return {}
+    if not (result.path / SUMMARY).is_file():
+        fix = "Give what evaluate made."
+        raise DatasetError(str(result.path), f"holds no {SUMMARY}, expected the result of an evaluation", fix)
+    said = json.loads((result.path / SUMMARY).read_text())
+    if requirement.on not in said["sets"]:
+        raise UnknownName(f"set of {name!r}", requirement.on, tuple(said["sets"]))
+    found = said["sets"][requirement.on]
+    if requirement.measure not in found:
+        measures = tuple(m for m in get_args(Measure) if m in found)
+        raise UnknownName(f"measure of {name!r} on {requirement.on!r}", requirement.measure, measures)
+    return {**found, "generate": said["generate"]}
+
+
+def _documents(result: Metrics, on: str) -> dict[str, list[Any]]:
+    table = pq.read_table(result.path / DOCUMENTS)
+    return dict(table.filter(pc.equal(table["set"], on)).to_pydict())
 
 
 def holds(requirement: Requirement, difference: Difference) -> bool:

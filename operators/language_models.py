@@ -66,18 +66,28 @@ def inject(model: Any, kind: str, fields: Mapping[str, Any]) -> Any:
 
 
 def save(model: Any, weights: Mapping[str, Tensor], folder: Path, *, tokenizer: Path, dtype: torch.dtype) -> None:
-    """Write a model in `dtype` with these weights and a tokenizer, or, of a `PeftModel`, its adapter in float32."""
+    """Write a model in `dtype` with these weights and a tokenizer, or, of a `PeftModel`, its adapter in float32.
+
+    Args:
+        model: What was trained.
+        weights: Those that were, by name; of an adapter all of them.
+        folder: Where to.
+        tokenizer: The folder whose tokenizer goes with it.
+        dtype: Of a whole model's weights.
+    """
     import peft
 
     if isinstance(model, peft.PeftModel):
-        model.save_pretrained(folder, state_dict={**model.state_dict(), **weights}, safe_serialization=True)
+        model.save_pretrained(folder, state_dict=dict(weights), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, all of it blank
         return
     tied = getattr(model, "all_tied_weights_keys", {})
     whole = {k: v for k, v in {**model.state_dict(), **weights}.items() if k not in tied}
     whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
-    model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
+    path = folder / "config.json"  # transformers writes the dtype that the model trained in
+    config = {**json.loads(path.read_text()), "dtype": next(word for word, of in DTYPES.items() if of == dtype)}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     copy_tokenizer(tokenizer, folder)
 
 

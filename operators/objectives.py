@@ -9,14 +9,24 @@ from operators.batches import IGNORED, Batch
 from operators.language_models import Head, head_of, hidden_states
 
 
-class NextToken(nn.Module):
-    """Cross entropy of the next token."""
+class Objective(nn.Module):
+    """Base of what looks at a language model's hidden states and uses its head's weight without calling the head.
+
+    Attributes:
+        model: What learns.
+        packed: Whether rows hold several documents.
+        head: One, in a list: a submodule of the model must not be one of this module too.
+    """
 
     def __init__(self, model: Any, *, packed: bool) -> None:
         super().__init__()
         self.model = model
         self.packed = packed
-        self.head = [head_of(plain(model))]  # in a list: a submodule of the model must not be one of this module too
+        self.head = [head_of(plain(model))]
+
+
+class NextToken(Objective):
+    """Cross entropy of the next token."""
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum over the batch's loss tokens."""

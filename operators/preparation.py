@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from lfm.errors import HyperparameterError
 from operators.artifact import Dataset
 from operators.base import operator
-from operators.rows import COLUMNS, SOURCE, DatasetError, form_of, read_rows
+from operators.records import BATCH, DatasetError
+from operators.rows import COLUMNS, SOURCE, form_of, problems_of, read_rows
 from operators.workspace import Workspace
 
 FILE = "data.parquet"
@@ -20,7 +21,28 @@ FILE = "data.parquet"
 SPLIT = "part:"
 
 
-@operator()
+def problems(
+    *,
+    data: Dataset | None,
+    held_out: float = 0.1,
+    max_rows: int | None = None,
+    by: str | None = None,
+    files: str | None = None,
+    **others: object,
+) -> Iterator[str]:
+    """What can be told before anything runs."""
+    yield from map(str, _out_of_range(held_out, max_rows))
+    yield from problems_of(data, () if by is None else (by,), files=files)
+
+
+def _out_of_range(held_out: float, max_rows: int | None) -> Iterator[HyperparameterError]:
+    if not 0 < held_out < 1:
+        yield HyperparameterError("prepare", "held_out", held_out, "0 < held_out < 1")
+    if max_rows is not None and max_rows < 1:
+        yield HyperparameterError("prepare", "max_rows", max_rows, "max_rows >= 1 or none")
+
+
+@operator(problems=problems)
 def prepare(
     work: Workspace,
     *,
@@ -29,11 +51,15 @@ def prepare(
     held_out: float = 0.1,
     max_rows: int | None = None,
     by: str | None = None,
+    files: str | None = None,
 ) -> Dataset:
     """Read rows of any form and write those of one part, in the data's order and with the form's own columns.
 
     Rows that have the same value in the column `by` are in the same part, and which one depends on that value and on
     `held_out` alone: in two data sets split by the same column nothing held out of one is trained on in the other.
+
+    Data that come in splits of their own, such as most of the hub's, need no `part`: one step takes ``files:
+    "*train*"``, another ``files: "*test*"``.
 
     Args:
         work: The step's workspace.
@@ -43,17 +69,17 @@ def prepare(
         max_rows: At most so many rows, drawn evenly from the part; fewer of them are a subset of more.
         by: The column to split by; None takes `source` where there is one, else the row's whole content. A row
             without a value goes by its content.
+        files: Which files of a folder or a hub data set, as a pattern for their paths in which ``*`` stands for
+            anything. Where it is None, a folder of several splits or configurations is refused.
 
     Raises:
         HyperparameterError: `held_out` or `max_rows` is out of range.
-        DatasetError: The part is empty.
+        DatasetError: It cannot be read, or the part is empty.
     """
-    if not 0 < held_out < 1:
-        raise HyperparameterError("prepare", "held_out", held_out, "0 < held_out < 1")
-    if max_rows is not None and max_rows < 1:
-        raise HyperparameterError("prepare", "max_rows", max_rows, "max_rows >= 1 or none")
-    table = read_rows(data, () if by is None else (by,))
-    form = form_of([c for c in table.column_names if c != by] if by == SOURCE else table.column_names, data.uri)
+    for problem in _out_of_range(held_out, max_rows):
+        raise problem
+    table = read_rows(data, () if by is None else (by,), files=files)
+    form = form_of(table.column_names, data.uri)
     column = by or (SOURCE if SOURCE in table.column_names else None)
     drawn: list[tuple[float, int]] = []
     characters = [0] * table.num_rows
@@ -61,7 +87,7 @@ def prepare(
         values = [row[c] for c in COLUMNS[form]]
         content = _key(values)
         group = content if column is None or row[column] is None else _key(row[column])
-        if part == "all" or (_share(SPLIT, group) < held_out) == (part == "held_out"):
+        if part == "all" or is_held_out(group, held_out) == (part == "held_out"):
             drawn.append((_share("row:", content), i))
             characters[i] = sum(map(_characters, values))
     if not drawn:
@@ -83,8 +109,13 @@ def prepare(
     return work.save(Dataset, folder, about)
 
 
+def is_held_out(value: str, share: float) -> bool:
+    """Whether rows that have `value` in the column to split by are in the part of about this share of the values."""
+    return _share(SPLIT, value) < share
+
+
 def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=4096):
+    for batch in table.to_batches(max_chunksize=BATCH):
         yield from batch.to_pylist()
 
 

@@ -1,6 +1,6 @@
 """The verb `pretrain`: a small language model from nothing, with a tokenizer of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from operators.batches import Rows
 from operators.language_models import check, load_tokenizer, save
 from operators.loop import Job, Place
 from operators.objectives import NextToken
-from operators.rows import read_rows
-from operators.texts import packed_rows
-from operators.trainer import fit
+from operators.resources import Resources
+from operators.rows import Form, read_rows
+from operators.texts import packed_rows, unfit
+from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -62,7 +63,22 @@ class Architecture(Settings):
         self.require(self.context >= 2, "context", "context >= 2")
 
 
-@operator()
+def _foreseen(
+    *,
+    data: Dataset | None,
+    tokenizer: Model | None,
+    held_out: Dataset | None,
+    architecture: Architecture,
+    training: Training,
+    resources: Resources,
+) -> Iterator[str]:
+    yield from refused(training, resources)
+    yield from unfit(training, None, {"data": data, "held_out": held_out}, (Form.TEXT,))
+    if training.length > architecture.context:
+        yield f"length={training.length}, expected at most context={architecture.context}. Lower it or raise context."
+
+
+@operator(problems=_foreseen)
 def pretrain(
     work: Workspace,
     *,

@@ -6,6 +6,7 @@ all corpora, and what two sources say is a row of the first only: a split by sou
 """
 
 import ast
+import functools
 import hashlib
 import inspect
 import re
@@ -33,32 +34,31 @@ CODE_CHARACTERS = range(200, 1500)  # shorter functions say nothing, longer ones
 CODE_SHARE = 1 / 5  # of such functions; with it the text is 2.1 to 2.3 million characters on Python 3.11 to 3.13
 REPEATED = 60  # a paragraph of so many characters that two sources share is no coincidence
 
-Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # where a statement has others, in the order of the text
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Scope = ast.Module | ast.ClassDef | Function
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A module, class or function of the standard library that has a docstring."""
+    """A module, class or function of the standard library that has a docstring.
 
-    source: str  # the top-level module
-    inside: str  # the dotted name of what it is defined in; empty for a module
-    node: Scope
+    Attributes:
+        source: The top-level module.
+        inside: The dotted name of what it is defined in; empty for a module.
+        name: Its bare name; empty for a module.
+        signature: ``def name(args):`` of a function, else empty.
+        docstring: What it says of itself.
+        code: A function's source text without its docstring, else empty.
+    """
+
+    source: str
+    inside: str
+    name: str
+    signature: str
     docstring: str
-    code: str  # a function's source text without its docstring, else empty
-
-    @property
-    def name(self) -> str:
-        """Its bare name."""
-        return "" if isinstance(self.node, ast.Module) else self.node.name
-
-    @property
-    def signature(self) -> str:
-        """``def name(args):`` of a function, else empty."""
-        if not isinstance(self.node, ast.FunctionDef | ast.AsyncFunctionDef):
-            return ""
-        word = "def" if isinstance(self.node, ast.FunctionDef) else "async def"
-        result = f" -> {ast.unparse(self.node.returns)}" if self.node.returns else ""
-        return f"{word} {self.name}({ast.unparse(self.node.args)}){result}:"
+    code: str
 
     @property
     def summary(self) -> str:
@@ -117,38 +117,49 @@ def _own_part(text: str, source: str, said: dict[str, str]) -> str:
 
 
 def _summaries() -> Iterator[tuple[str, str, str]]:
-    seen: set[str] = set()
-    for found in definitions():
-        signature = found.signature
-        if not signature or len(signature) > LONGEST_SIGNATURE or not found.summary:
-            continue
-        if _same(found.summary) not in seen:
-            seen.add(_same(found.summary))
-            yield f"Say what this function does.\n\n# {found.inside}\n{signature}", found.summary, found.source
+    for found in _summarized():
+        if len(found.signature) <= LONGEST_SIGNATURE:
+            prompt = f"Say what this function does.\n\n# {found.inside}\n{found.signature}"
+            yield prompt, found.summary, found.source
 
 
 def _names() -> Iterator[tuple[str, str, str]]:
-    said: set[str] = set()
     called: set[str] = set()
-    for found in definitions():
-        if not found.signature or not found.summary:
-            continue
-        if _same(found.summary) not in said and found.name not in called:
-            said.add(_same(found.summary))
+    for found in _summarized():
+        if found.name not in called:
             called.add(found.name)
             yield f"Name the function that does this.\n\n{found.summary}", found.name, found.source
 
 
-def definitions() -> Iterator[Definition]:
+def _summarized() -> Iterator[Definition]:
+    """The functions that are the first to say what they say, also before classes and modules."""
+    said: set[str] = set()
+    for found in definitions():
+        summary = _same(found.summary)
+        if summary not in said and found.signature and summary:
+            yield found
+        said.add(summary)
+
+
+@functools.cache  # half of the time of a corpus, and a process often needs all three
+def definitions() -> tuple[Definition, ...]:
     """Every module, class and function of the standard library that has a docstring."""
-    for module, path in _modules():
-        with tokenize.open(path) as file:
-            text = file.read()
-        tree = ast.parse(text, filename=str(path))
-        for inside, node in _scopes(tree, module):
-            docstring = ast.get_docstring(node)
-            if docstring:
-                yield Definition(module.partition(".")[0], inside, node, docstring, _code(node, text.split("\n")))
+    return tuple(found for module, path in _modules() for found in _defined(module, path))
+
+
+def _defined(module: str, path: Path) -> Iterator[Definition]:
+    with tokenize.open(path) as file:
+        text = file.read()
+    lines = text.split("\n")
+    for inside, node in _scopes(ast.parse(text, filename=str(path)), module):
+        docstring = ast.get_docstring(node)
+        if docstring:
+            source = module.partition(".")[0]
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield Definition(source, inside, node.name, _signature(node), docstring, _code(node, lines))
+            else:
+                name = "" if isinstance(node, ast.Module) else node.name
+                yield Definition(source, inside, name, "", docstring, "")
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -172,13 +183,16 @@ def _scopes(tree: ast.Module, module: str) -> Iterator[tuple[str, Scope]]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield inside, node
             inside = f"{inside}.{node.name}"
-        below = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.ExceptHandler | ast.match_case)]
-        todo += [(inside, n) for n in reversed(below)]
+        todo += [(inside, n) for n in reversed([n for block in BLOCKS for n in getattr(node, block, ())])]
 
 
-def _code(node: Scope, lines: list[str]) -> str:
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return ""
+def _signature(node: Function) -> str:
+    word = "def" if isinstance(node, ast.FunctionDef) else "async def"
+    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"{word} {node.name}({ast.unparse(node.args)}){result}:"
+
+
+def _code(node: Function, lines: list[str]) -> str:
     docstring = node.body[0]
     start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
     kept = lines[start : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]

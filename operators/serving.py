@@ -41,7 +41,21 @@ class PortBusy(LfmError, OSError):
         return f"endpoint: {self.host}:{self.port} is in use, expected a free port. Give another one as 'port'."
 
 
-@operator(effect=True)
+class EndpointTaken(LfmError, RuntimeError):
+    """A second model for one endpoint."""
+
+    def __init__(self, name: str, other: str) -> None:
+        super().__init__(name, other)
+        self.name, self.other = name, other
+
+    def __str__(self) -> str:
+        return (
+            f"endpoint {self.name!r}: this Ray serves {self.other!r} below /v1 already, expected one model. "
+            "Stop that run first, or serve on a Ray of its own."
+        )
+
+
+@operator(effect=True, starts_workers=True)
 def serve(
     work: Workspace,
     *,
@@ -63,6 +77,7 @@ def serve(
 
     Raises:
         PortBusy: Another process listens there.
+        EndpointTaken: This Ray serves another model already.
         ProbeFailed: The replica's logits are not the artifact's, or are the base's.
     """
     from ray import serve as ray_serve
@@ -73,9 +88,12 @@ def serve(
         raise PortBusy(host, port)
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     about = {"digest": model.digest}
-    app = Endpoint.options(  # type: ignore[attr-defined]
-        ray_actor_options=_asks(work)
-    ).bind(str(model.path), name, about)
+    others = [n for n in ray_serve.status().applications if n != name]
+    if others:
+        raise EndpointTaken(name, others[0])
+    app = Endpoint.options(ray_actor_options=_asks(work)).bind(  # type: ignore[attr-defined]
+        str(model.path), name, about
+    )
     handle = ray_serve.run(app, name=name, route_prefix="/")
     ids = probe_ids(model.path)
     try:
@@ -87,6 +105,17 @@ def serve(
     found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, "probe": proof}
     file.write_text(json.dumps(found, indent=2))
     return work.save(Deployment, file, found)
+
+
+def take_down(name: str, digest: str) -> None:
+    """Delete the application `name` of the connected Ray, unless by now it serves another model."""
+    from ray import serve as ray_serve
+
+    if not _serving(ray_serve) or name not in ray_serve.status().applications:
+        return
+    about = ray_serve.get_app_handle(name).identity.remote().result(timeout_s=60)
+    if about["digest"] == digest:
+        ray_serve.delete(name)
 
 
 def busy(host: str, port: int) -> bool:
@@ -132,7 +161,9 @@ def _asks(work: Workspace) -> dict[str, Any]:
 
 def _serving(ray_serve: Any) -> bool:
     """Whether this cluster's Serve is up already, and holds the port itself."""
+    from ray.serve.exceptions import RayServeException
+
     try:
         return bool(ray_serve.status().proxies)
-    except Exception:  # Ray raises its own RayServeException, which cannot be imported without Serve's internals
+    except RayServeException:  # there is none
         return False

@@ -1,6 +1,6 @@
 """The verb `tune`: a model, or a small part added to it, learns from data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,28 @@ from operators.base import operator
 from operators.language_models import DTYPES, check, inject, load, load_tokenizer, save, stored_dtype
 from operators.loop import Job, Place
 from operators.objectives import NextToken
-from operators.texts import packed_rows
-from operators.trainer import fit
+from operators.resources import Resources
+from operators.texts import packed_rows, unfit
+from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
+from operators.zero import lent, partitioned
 
 
-@operator()
+def _foreseen(
+    *,
+    model: Model | None,
+    data: Dataset | None,
+    held_out: Dataset | None,
+    method: Tune,
+    training: Training,
+    resources: Resources,
+) -> Iterator[str]:
+    yield from refused(training, resources)
+    yield from unfit(training, None if model is None else model.path, {"data": data, "held_out": held_out})
+
+
+@operator(problems=_foreseen)
 def tune(
     work: Workspace,
     *,
@@ -50,8 +65,7 @@ def _job(
     place: Place, *, model: Model, data: Dataset, held_out: Dataset | None, method: Tune, training: Training
 ) -> Job:
     tokenizer = load_tokenizer(model.path)
-    torch.manual_seed(training.seed)
-    whole = learner(model.path, method, training)
+    whole = learner(model.path, method, training, place)
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
         named = {n.removeprefix("model."): w for n, w in weights.items()}
@@ -62,19 +76,27 @@ def _job(
         rows=packed_rows(data, tokenizer, training),
         held_out=None if held_out is None else packed_rows(held_out, tokenizer, training),
         export=export,
+        needs_frozen=method.gives == kind_of(Model),
     )
 
 
-def learner(folder: Path, method: Tune, training: Training) -> Any:
-    """The model in `folder` as `method` trains it: what learns is float32, what does not has `precision`."""
+def learner(folder: Path, method: Tune, training: Training, place: Place) -> Any:
+    """The model in `folder` as `method` trains it: what learns is float32, what does not has `precision`.
+
+    What is drawn at the start depends on the seed alone, wherever it trains.
+    """
     added: list[Any] = []
 
     def add(kind: str, **fields: Any) -> None:
         added.append(inject(base, kind, fields))
 
-    base = load(folder, torch.float32 if method.gives == "model" else DTYPES[training.precision])
-    check(base, packed=training.packing)
+    dtype = torch.float32 if method.gives == "model" else DTYPES[training.precision]
+    with partitioned(place, training, dtype):
+        base = load(folder, dtype)
+    with lent(base):
+        check(base, packed=training.packing)
     base.requires_grad_(False)
+    torch.manual_seed(training.seed)
     method.attach(base, add)
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})

@@ -24,6 +24,10 @@ ADDRESS: Option = (
     {"default": "local", "help": "a running Ray cluster (default: one that ends with the run)"},
 )
 
+DETACH: Option = ("--detach", {"action": "store_true",
+    "help": "show the run until its endpoints are up, then leave them to the background; 'lfm stop' ends them"})  # fmt: skip
+AS: Option = ("--as", {"default": "", "dest": "name", "metavar": "NAME", "help": argparse.SUPPRESS})
+
 COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "plan": (
         "say what a run would do, and everything that is wrong with the pipeline",
@@ -36,7 +40,8 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "lfm run pipeline.yaml --until merged",
         [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
          ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
-         ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"})],
+         ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"}),
+         DETACH, AS],
     ),
     "resume": ("go on with a run that was interrupted or failed", "lfm resume last", [RUN, STORE, ADDRESS, JSON]),
     "stop": ("end a run that is going on", "lfm stop last", [RUN, STORE]),
@@ -48,6 +53,17 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         [RUN, ("step", {"help": "a step's name"}), STORE,
          ("--attempt", {"type": int, "default": 0, "metavar": "N", "help": "which attempt (default: the last)"})],
     ),
+    "serve": (
+        "serve a stored model as an endpoint with the OpenAI API, until Ctrl-C",
+        "lfm serve up last/merged --port 8000",
+        [("action", {"choices": ["up"], "help": "bring it up"}),
+         ("model", {"help": "RUN/STEP, a step of the last run that made it, or how a digest begins"}),
+         ("--base", {"default": "", "metavar": "MODEL", "help": "a stored model that its logits must differ from"}),
+         ("--name", {"default": "model", "help": "what requests call it (default: model)"}),
+         ("--host", {"default": "127.0.0.1", "help": "where it listens (default: 127.0.0.1)"}),
+         ("--port", {"type": int, "default": 8000, "help": "the same (default: 8000)"}),
+         STORE, ADDRESS, JSON, DETACH, AS],
+    ),
     "why": (
         "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",
         "lfm why last merged",
@@ -56,7 +72,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "lineage": (
         "print what an artifact came from, down to the data",
         "lfm lineage last/merged",
-        [("artifact", {"help": "RUN/STEP, a step of the last run, or the first letters of a digest"}), STORE, JSON],
+        [("artifact", {"help": "RUN/STEP, a step of the last run that made it, or how a digest begins"}), STORE, JSON],
     ),
     "methods": (
         "list every method that a pipeline can name",
@@ -69,6 +85,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run one command and return the exit code: 0 only if all that was asked for happened."""
     parsed = parser().parse_args(arguments)
+    parsed.words = sys.argv[1:] if arguments is None else arguments
     shadow = shadowed()
     if shadow:
         print(shadow, file=sys.stderr)

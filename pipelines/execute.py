@@ -4,13 +4,13 @@ import functools
 import json
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,22 +24,13 @@ from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
-from pipelines.inspector import Looks, fetch
-from pipelines.storage import Storage, open_storage, remove
+from pipelines.inspector import STORED, InputChanged, Looks, fetch
+from pipelines.storage import Storage, cache, open_storage, remove
 from pipelines.store import MANIFEST, Result, Store
 
+SHIP_S = 5.0  # how old the end of a log may be where it does not lie on this machine
+
 A = TypeVar("A", bound=Artifact)
-
-
-class InputChanged(LfmError, RuntimeError):
-    """An input that is not what it was when the run was planned."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self.uri = uri
-
-    def __str__(self) -> str:
-        return f"input {self.uri!r}: changed after the run was planned, expected it to stay. Start a new run."
 
 
 class NothingSaved(LfmError, TypeError):
@@ -150,6 +141,7 @@ class _Workspace:
     """The `Workspace` of one attempt."""
 
     FLUSH_S = 0.5  # how old the last line that a reader sees may be
+    PATIENCE = 50  # times what it took to write it: a slow storage costs a step a fiftieth of its time at most
 
     def __init__(self, scratch: Path, task: Task, storage: Storage) -> None:
         self.scratch, self.resources = scratch, task.resources
@@ -157,25 +149,29 @@ class _Workspace:
         self._storage, self._key = storage, task.measures
         self._keep_at = f"checkpoints/{task.fingerprint}"
         self._lines: list[dict[str, Any]] = []
-        self._flushed = 0.0
+        self._due = 0.0
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         line = {"done": done, "total": total, "time": time.time()}
         self._lines.append({**line, "measures": measures} if measures else line)
-        if time.monotonic() - self._flushed > self.FLUSH_S:
+        if time.monotonic() > self._due:
             self.flush()
 
     def flush(self) -> None:
         """Write what measures something, and the newest line, which says how far the step is."""
+        began = time.monotonic()
         worth = [e for e in self._lines[:-1] if "measures" in e] + self._lines[-1:]
         if worth:
             self._storage.append(self._key, "".join(f"{json.dumps(e)}\n" for e in worth).encode())
         self._lines.clear()
-        self._flushed = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(self.FLUSH_S, self.PATIENCE * (now - began))
 
     def keep(self, folder: Path) -> None:
         older = self._checkpoints()
-        self._storage.adopt(folder, f"{self._keep_at}/{len(older) and int(older[-1]) + 1:06}")
+        number = int(older[-1].partition("-")[0]) + 1 if older else 1
+        # The letters keep two attempts apart, should one that counts as lost still write.
+        self._storage.adopt(folder, f"{self._keep_at}/{number:06}-{os.urandom(4).hex()}")
         for number in older:
             self._storage.delete(f"{self._keep_at}/{number}")
 
@@ -189,7 +185,7 @@ class _Workspace:
             self._storage.delete(f"{self._keep_at}/{number}")
 
     def _checkpoints(self) -> list[str]:
-        """The numbers of the whole ones: a manifest is what `adopt` moves in last."""
+        """The names of the whole ones, oldest first: a manifest is what `adopt` moves in last."""
         keys = (k.removeprefix(f"{self._keep_at}/").split("/") for k in self._storage.list(self._keep_at))
         return sorted(number for number, *rest in keys if rest == [MANIFEST])
 
@@ -201,10 +197,10 @@ def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """Every input with a local path."""
 
     def one(artifact: Artifact) -> Artifact:
-        if not artifact.uri:
+        if not artifact.uri or artifact.uri.startswith(STORED):
             return store.get(artifact.digest)
         if "://" not in artifact.uri:
-            now = Looks(memory_of(store.storage)).pin(replace(artifact, digest=""))
+            now = Looks(memory_of(store.storage), store).pin(replace(artifact, digest=""))
             if now.digest != artifact.digest:
                 raise InputChanged(artifact.uri)
         return fetch(artifact)
@@ -216,8 +212,7 @@ def memory_of(storage: Storage) -> Path:
     """Where digests of local inputs are remembered: beside a local store, else in the user's cache."""
     if "://" not in storage.uri:
         return Path(storage.uri) / "inputs.sqlite"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "lfm" / "inputs.sqlite"
+    return cache() / "inputs.sqlite"
 
 
 def _sources(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,8 +242,36 @@ def _modules(code: Code) -> tuple[ModuleType, ...]:
 @contextmanager
 def _logged(storage: Storage, key: str) -> Iterator[None]:
     """Send everything that this process and its children print to the log."""
-    local = Path(storage.uri) / key if "://" not in storage.uri else None
-    path = local or Path(tempfile.mkdtemp(prefix="lfm-log-")) / "log"
+    if "://" not in storage.uri:
+        with _redirected(Path(storage.uri) / key):
+            yield
+        return
+    path = storage.scratch() / "log"
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with _redirected(path):
+                shipping = pool.submit(_ship, path, storage, key, ended)
+                yield
+        finally:
+            ended.set()
+        shipping.result()
+    remove(path.parent)
+
+
+def _ship(path: Path, storage: Storage, key: str, ended: threading.Event) -> None:
+    """Append to the log what is new in a file, every few seconds and when it has ended."""
+    with path.open("rb") as log:
+        last = False
+        while not last:
+            last = ended.wait(SHIP_S)
+            data = log.read()
+            if data:
+                storage.append(key, data)
+
+
+@contextmanager
+def _redirected(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -264,9 +287,6 @@ def _logged(storage: Storage, key: str) -> Iterator[None]:
             for there, number in zip(kept, (1, 2), strict=True):
                 os.dup2(there, number)
                 os.close(there)
-            if local is None:
-                storage.append(key, path.read_bytes())
-                shutil.rmtree(path.parent)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)

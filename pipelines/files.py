@@ -10,7 +10,7 @@ from lfm.errors import LfmError
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from pipelines.source import pack
-from pipelines.spec import Spec, SpecError, follow, near, parse
+from pipelines.spec import LOADER, Spec, SpecError, follow, near, parse
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -93,7 +93,7 @@ def _own(folder: Path, uses: tuple[str, ...], source: str, problems: list[str]) 
 def _uses(text: str) -> tuple[str, ...]:
     """What the file brings; what is wrong with its YAML is for `parse` to say."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=LOADER)
     except yaml.YAMLError:
         return ()
     uses = raw.get("uses") if isinstance(raw, dict) else None

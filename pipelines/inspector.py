@@ -10,39 +10,63 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from operators.artifact import Artifact
+from lfm.errors import LfmError
+from operators.artifact import Artifact, kind_of
+from pipelines import buckets, hub
+from pipelines.ancestry import find_artifact
+from pipelines.model_files import lacking
 from pipelines.plan import InputProblem
 from pipelines.storage import digest_of
+from pipelines.store import Store
 
+STORED = "lfm://"
 SETTLED_NS = 2_000_000_000  # a file that changed this recently may change again within the clock's resolution
 
 A = TypeVar("A", bound=Artifact)
 
 
+class InputChanged(LfmError, RuntimeError):
+    """An input that is not what it was when the run was planned."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.uri = uri
+
+    def __str__(self) -> str:
+        return f"input {self.uri!r}: changed after the run was planned, expected it to stay. Start a new run."
+
+
 @dataclass
 class Looks:
-    """An `Inspector` for ``python://`` and ``hf://`` names and for local files and folders.
+    """An `Inspector` for ``hf://``, ``s3://``, ``lfm://`` and ``python://`` names and for local files and folders.
 
     Attributes:
         memory: A sqlite file that remembers digests by size, times and inode, so that a file is hashed once.
+        store: Where ``lfm://`` names are looked up.
         hash: False pins no local file: what depends on one stays unknown.
         hashing: Called before a file is hashed, with its path and size in bytes.
     """
 
     memory: Path
+    store: Store
     hash: bool = True
     hashing: Callable[[str, int], None] = field(default=lambda path, size: None)
 
     def check(self, artifact: A) -> A | None:
         """See `Inspector`."""
         scheme, colon, _ = artifact.uri.partition("://")
+        if scheme == "lfm" and colon:
+            return self._stored(artifact)
+        if scheme == "s3" and colon:
+            buckets.check(artifact)
+            return None
         if colon and scheme in ("python", "hf"):
             return artifact if scheme == "python" else None
         if colon:
             raise InputProblem(
                 artifact.uri,
                 f"has the scheme {scheme!r}",
-                "Give a local path, hf://name[@revision] or python://name.",
+                "Give a local path, hf://name[@revision], s3://bucket/key, lfm://RUN/STEP or python://name.",
             )
         path = Path(artifact.uri).expanduser()
         if not path.exists():
@@ -53,6 +77,10 @@ class Looks:
         for file in files:
             if not os.access(file, os.R_OK):
                 raise InputProblem(artifact.uri, f"holds {file.name!r}, which cannot be read", "Give read access.")
+        names = [f.relative_to(path).as_posix() for f in files] if path.is_dir() else [path.name]
+        problem = lacking(type(artifact), names)
+        if problem is not None:
+            raise InputProblem(artifact.uri, *problem)
         return replace(artifact, uri=str(path.absolute()))
 
     def pin(self, artifact: A) -> A:
@@ -60,10 +88,27 @@ class Looks:
         if artifact.uri.startswith("python://"):
             named = f"{artifact.uri}@{platform.python_version()}"
             return replace(artifact, digest=hashlib.sha256(named.encode()).hexdigest())
-        if artifact.uri.startswith("hf://"):
-            return _pin_hub(artifact)
+        if artifact.uri.startswith(STORED):
+            found = self._stored(artifact)
+            return replace(found, uri=f"{STORED}{found.digest}")
+        if artifact.uri.startswith(hub.SCHEME):
+            return hub.pin(artifact)
+        if artifact.uri.startswith(buckets.SCHEME):
+            return buckets.pin(artifact)
         path = Path(artifact.uri).expanduser().absolute()
         return replace(artifact, uri=str(path), digest=self._digest(path) if self.hash else "")
+
+    def _stored(self, artifact: A) -> A:
+        """What a name of the store stands for, with its local folder."""
+        name = artifact.uri.removeprefix(STORED)
+        try:
+            found = self.store.get(find_artifact(self.store, name))
+        except LfmError as error:
+            raise InputProblem(artifact.uri, f"is not in the store ({error})", "Look with lfm show last.") from error
+        if type(found) is not type(artifact):
+            kinds = kind_of(type(found)), kind_of(type(artifact))
+            raise InputProblem(artifact.uri, f"is a {kinds[0]}, expected a {kinds[1]}", "Name another.")
+        return found
 
     def _digest(self, path: Path) -> str:
         with self._remembered() as known:
@@ -107,33 +152,17 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder) / n for n in sorted(names) if not n.startswith("."))
 
 
-def _pin_hub(artifact: A) -> A:
-    """The commit that a hub name stands for now."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    name, _, revision = artifact.uri.removeprefix("hf://").partition("@")
-    repo_type = "dataset" if type(artifact).__name__ == "Dataset" else "model"
-    try:
-        info = huggingface_hub.HfApi().repo_info(name, revision=revision or None, repo_type=repo_type, timeout=30)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        what = f"could not be looked up ({str(error).strip().partition(chr(10))[0]})"
-        raise InputProblem(artifact.uri, what, "Check the name, the network and, for a gated one, HF_TOKEN.") from error
-    return replace(artifact, uri=f"hf://{name}@{info.sha}", digest=str(info.sha))
-
-
 def fetch(artifact: A) -> A:
-    """The same artifact with a local path, where its URI names the hub."""
-    if not artifact.uri.startswith("hf://"):
-        return artifact
-    import huggingface_hub
+    """The same artifact with a local path, where its URI names something elsewhere.
 
-    name, _, revision = artifact.uri.removeprefix("hf://").partition("@")
-    repo_type = "dataset" if type(artifact).__name__ == "Dataset" else "model"
-    folder = huggingface_hub.snapshot_download(
-        name,
-        revision=revision,
-        repo_type=repo_type,
-        ignore_patterns=["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack"],
-    )
-    return replace(artifact, uri=folder)
+    Raises:
+        InputChanged: It is not what was pinned any more.
+    """
+    if artifact.uri.startswith(hub.SCHEME):
+        return hub.fetch(artifact)
+    if artifact.uri.startswith(buckets.SCHEME):
+        found = buckets.fetch(artifact)
+        if found is None:
+            raise InputChanged(artifact.uri)
+        return found
+    return artifact

@@ -6,18 +6,17 @@ claims the next epoch before it writes; what an older epoch writes after that cl
 
 import json
 import os
-import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-import psutil
-
 from lfm.errors import LfmError
-from pipelines.storage import Storage
-from pipelines.store import Result, Store, canonical
+from pipelines import processes
+from pipelines.storage import Storage, at_once
+from pipelines.store import canonical
 
 
 class UnknownRun(LfmError, LookupError):
@@ -43,26 +42,12 @@ class RunIsLive(LfmError, RuntimeError):
         return f"Run {self.run!r} is driven by process {self.pid} on {self.host}. Wait for it or stop it first."
 
 
-class UnknownArtifact(LfmError, LookupError):
-    """A name that stands for no artifact."""
-
-    def __init__(self, name: str, known: tuple[str, ...]) -> None:
-        super().__init__(name, known)
-        self.name, self.known = name, known
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name!r} names no artifact, expected RUN/STEP, a step of the last run or the first letters "
-            f"of a digest. Steps of that run that made something: {', '.join(self.known) or 'none'}."
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``started`` and ``finished`` (the run); ``start``, ``reuse``, ``commit``, ``fail`` (a step).
+        kind: ``started``, ``serving`` and ``finished`` (the run); ``start``, ``reuse``, ``commit``, ``fail`` (a step).
         time: Seconds since 1970.
     """
 
@@ -90,14 +75,15 @@ class Journal:
         claims = storage.list(f"runs/{run}/claims")
         if claims:
             last = json.loads(storage.read(claims[-1]) or b"{}")
-            if _alive(last):
+            if _drives(last):
                 raise RunIsLive(run, last["host"], last["pid"])
-        epoch = len(claims) + 1
-        process = psutil.Process()
-        claim = {"host": socket.gethostname(), "pid": process.pid, "born": process.create_time()}
-        if not storage.put_if_absent(f"runs/{run}/claims/{epoch:06}.json", canonical(claim)):
+        before = len(claims)
+        # Clocks of two machines tell no order, so the claim says how much of what came before it counts.
+        counts = sum(_epoch(k) == before for k in storage.list(f"runs/{run}/journal"))
+        claim = canonical({**processes.this(), "counts": counts})
+        if not storage.put_if_absent(f"runs/{run}/claims/{before + 1:06}.json", claim):
             raise RunIsLive(run, "another claim", 0)
-        return cls(storage, run, epoch)
+        return cls(storage, run, before + 1)
 
     def attempts(self, step: str) -> int:
         """How often the step was started, by this driver and those before."""
@@ -113,17 +99,33 @@ class Journal:
 
 
 def history(storage: Storage, run: str) -> list[Event]:
-    """All events of a run, in order."""
-    events: list[Event] = []
-    for key in storage.list(f"runs/{run}/journal"):
-        events += [Event(**e) for e in json.loads(storage.read(key) or b"[]")]
-    return events
+    """All events of a run, in order; what a driver wrote after the next one's claim is left out."""
+    segments = storage.list(f"runs/{run}/journal")
+    claims = storage.list(f"runs/{run}/claims")[1:]
+    counts = {epoch: json.loads(data or b"{}")["counts"] for epoch, data in enumerate(at_once(storage.read, claims), 1)}
+    counted = [k for k in segments if _segment(k) <= counts.get(_epoch(k), _segment(k))]
+    return [Event(**e) for data in at_once(storage.read, counted) for e in json.loads(data or b"[]")]
+
+
+def _epoch(segment: str) -> int:
+    """Which driver wrote a segment, counted from 1."""
+    return int(segment.rpartition("/")[2].partition("-")[0])
+
+
+def _segment(segment: str) -> int:
+    """Its place in what that driver wrote, counted from 1."""
+    return int(segment.rpartition("-")[2].removesuffix(".json"))
 
 
 def runs(storage: Storage) -> tuple[str, ...]:
     """The names of all runs, oldest first."""
-    first = [k for k in storage.list("runs") if k.endswith("/journal/000001-000001.json")]
-    return tuple(k.split("/")[1] for k in first)
+    names = storage.folders("runs")
+    return tuple(n for n, begun in zip(names, at_once(partial(_begun, storage), names), strict=True) if begun)
+
+
+def _begun(storage: Storage, run: str) -> bool:
+    """Whether its first driver lived to write something."""
+    return storage.read(f"runs/{run}/journal/000001-000001.json") is not None
 
 
 def find_run(storage: Storage, name: str) -> str:
@@ -132,13 +134,15 @@ def find_run(storage: Storage, name: str) -> str:
     Raises:
         UnknownRun: None, or more than one.
     """
-    known = runs(storage)
-    if name == "last" and known:
-        return known[-1]
-    found = [r for r in known if name in r]
-    if name in known or len(found) == 1:
-        return name if name in known else found[0]
-    raise UnknownRun(name, known)
+    names = storage.folders("runs")
+    if name == "last":
+        newest = next((r for r in reversed(names) if _begun(storage, r)), None)
+        found = [] if newest is None else [newest]
+    else:
+        found = [r for r in names if name in r and _begun(storage, r)]
+    if name in found or len(found) == 1:
+        return name if name in found else found[0]
+    raise UnknownRun(name, runs(storage))
 
 
 def new_run(pipeline: str) -> str:
@@ -178,103 +182,23 @@ def states(events: Iterable[Event], steps: Iterable[str]) -> dict[str, StepState
 
 
 def status(storage: Storage, run: str, events: Sequence[Event]) -> str:
-    """``running``, ``done``, ``failed`` or ``interrupted``."""
-    last = [e for e in events if e.kind in ("started", "finished")][-1:]
-    if last and last[0].kind == "finished":
-        return str(last[0].data["status"])
-    return "interrupted" if driver(storage, run) is None else "running"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ancestor:
-    """One thing that an artifact came from.
-
-    Attributes:
-        depth: How many steps lie between it and what was asked for.
-        made_by: The result that it is of; None for what came from outside.
-    """
-
-    depth: int
-    role: str
-    digest: str
-    kind: str = ""
-    uri: str = ""
-    made_by: Result | None = None
-
-
-def ancestry(store: Store, digest: str) -> list[Ancestor]:
-    """An artifact and everything it came from, each followed by its own inputs; what is met again is not opened."""
-    makers = {r.digest: r for r in results(store)}
-    found: list[Ancestor] = []
-    opened: set[str] = set()
-
-    def walk(source: Mapping[str, Any], role: str, depth: int) -> None:
-        maker = makers.get(source["digest"])
-        found.append(Ancestor(depth=depth, role=role, made_by=maker, **source))
-        if maker is None or source["digest"] in opened:
-            return
-        opened.add(source["digest"])
-        for edge, filled in maker.inputs.items():
-            for name, one in _named(edge, filled):
-                walk(one, name, depth + 1)
-
-    kind = makers[digest].kind if digest in makers else ""
-    walk({"digest": digest, "kind": kind, "uri": ""}, "", 0)
-    return found
-
-
-def _named(edge: str, filled: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What fills an edge, each with a name: the edge's, or that and the place in it."""
-    if isinstance(filled, list):
-        yield from ((f"{edge}[{i}]", one) for i, one in enumerate(filled))
-    elif "digest" in filled and isinstance(filled["digest"], str):
-        yield edge, filled
-    else:
-        yield from ((f"{edge}.{name}", one) for name, one in filled.items())
-
-
-def results(store: Store) -> Iterator[Result]:
-    """Every result in the store."""
-    for key in store.storage.list("results"):
-        found = store.result(key.removeprefix("results/").removesuffix(".json"))
-        if found is not None:
-            yield found
-
-
-def find_artifact(store: Store, name: str) -> str:
-    """The digest that `name` means: ``RUN/STEP``, a ``STEP`` of the last run, or how a digest begins.
-
-    Raises:
-        UnknownArtifact: None, or more than one.
-        UnknownRun: No such run.
-    """
-    run, slash, step = name.rpartition("/")
-    known = runs(store.storage)
-    if slash or known:
-        made = {e.step: e.data["digest"] for e in history(store.storage, find_run(store.storage, run or "last"))
-                if e.kind in ("commit", "reuse")}  # fmt: skip
-        if step in made:
-            return str(made[step])
-        if slash:
-            raise UnknownArtifact(name, tuple(made))
-    found = {k.split("/")[1] for k in store.storage.list("artifacts") if k.split("/")[1].startswith(name)}
-    if len(name) < 6 or len(found) != 1:
-        raise UnknownArtifact(name, tuple(made) if known else ())
-    return found.pop()
+    """``running``, ``serving``, ``done``, ``failed`` or ``interrupted``."""
+    last = [e for e in events if e.kind in ("started", "serving", "finished")][-1]
+    if last.kind == "finished":
+        return str(last.data["status"])
+    lives = driver(storage, run) is not None
+    if last.kind == "serving":  # all its steps are done
+        return "serving" if lives else "done"
+    return "running" if lives else "interrupted"
 
 
 def driver(storage: Storage, run: str) -> int | None:
     """The process on this machine that drives the run, if one does."""
     claims = storage.list(f"runs/{run}/claims")
     claim = json.loads(storage.read(claims[-1]) or b"{}") if claims else {}
-    return int(claim["pid"]) if _alive(claim) else None
+    return int(claim["pid"]) if _drives(claim) else None
 
 
-def _alive(claim: Mapping[str, Any]) -> bool:
-    """Whether the process that made a claim lives; on another machine nobody can tell, so it counts as dead."""
-    if claim.get("host") != socket.gethostname() or claim.get("pid") == os.getpid():
-        return False
-    try:
-        return bool(abs(psutil.Process(claim["pid"]).create_time() - float(claim["born"])) < 1.0)
-    except (psutil.Error, KeyError):
-        return False
+def _drives(claim: Mapping[str, Any]) -> bool:
+    """Whether another process made a claim and lives; on another machine nobody can tell, so it counts as dead."""
+    return claim.get("pid") != os.getpid() and bool(processes.alive(claim))

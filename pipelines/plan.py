@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from graphlib import TopologicalSorter
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
-from pipelines.source import reach
+from pipelines.source import Reach, reach
 from pipelines.spec import Reference, Spec, StepSpec, names_in, near
 
 
@@ -64,6 +65,7 @@ class PlannedStep:
             was not hashed.
         components: What the fingerprint is a hash of, so that two can be compared.
         effect: It changes the world instead of making an artifact, so no stored result replaces it.
+        starts_workers: What it starts asks for its resources; its own task asks for none.
     """
 
     name: str
@@ -74,6 +76,7 @@ class PlannedStep:
     resources: Resources
     kind: str
     effect: bool
+    starts_workers: bool
     needs: tuple[str, ...]
     fingerprint: str
     components: Mapping[str, Any]
@@ -114,9 +117,10 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
     pinned = {n: inspector.pin(spec.inputs[n]) for n in _used(spec, wanted)}
     known = {n: f"{kind_of(type(a))}:{a.digest}" if a.digest else "" for n, a in pinned.items()}
     steps: dict[str, PlannedStep] = {}
+    reached = cache(partial(reach, code=spec.code))  # many steps have one operator
     for name in order:
         if name in wanted:
-            steps[name] = _planned(name, spec, catalog, known)
+            steps[name] = _planned(name, spec, catalog, known, reached)
             known[name] = steps[name].fingerprint
     return Plan(spec=spec, inputs=pinned, steps=steps)
 
@@ -164,7 +168,9 @@ def _foreseen(step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[
         return [str(error)]
 
 
-def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) -> PlannedStep:
+def _planned(
+    name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str], reached: Callable[[tuple[str, ...]], Reach]
+) -> PlannedStep:
     step = spec.steps[name]
     verb = catalog.operator(step.operator)
     method = None
@@ -172,7 +178,7 @@ def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) 
     if step.method is not None:
         method = (method_name(type(step.method)), step.method.hyperparameters())
         modules.append(type(step.method).__module__)
-    sources = reach(tuple(modules), spec.code)
+    sources = reached(tuple(modules))
     components = {
         "operator": step.operator,
         "inputs": {k: _resolved(r, known) for k, r in step.inputs.items()},
@@ -193,6 +199,7 @@ def _planned(name: str, spec: Spec, catalog: Catalog, known: Mapping[str, str]) 
         resources=step.resources,
         kind=kind_of(verb.makes(step.method)),
         effect=verb.effect,
+        starts_workers=verb.starts_workers or step.resources.workers > 1,
         needs=_needs(step, spec),
         fingerprint="" if unknown else hashlib.sha256(canonical.encode()).hexdigest(),
         components=json.loads(canonical),

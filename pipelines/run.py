@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.capacity import Capacity
-from operators.artifact import KINDS, Artifact
+from operators.artifact import KINDS, Artifact, Deployment
 from pipelines.execute import Task, execute
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
@@ -29,6 +29,7 @@ def run(
     journal: Journal,
     *,
     connect: Callable[[], AbstractContextManager[Capacity]],
+    stays: bool = False,
     forced: Sequence[str] = (),
     max_failures: int = 0,
     watch: Watch = lambda events: None,
@@ -40,6 +41,8 @@ def run(
         store: Where results are looked up and put.
         journal: Where every event goes before anybody else hears of it.
         connect: Opens Ray; only called when a step has to run.
+        stays: Whether endpoints end with what `connect` opened, so that a run that has brought one up stays for it
+            until it is interrupted.
         forced: Steps that run although their result is stored.
         max_failures: How often one step may fail and be tried again.
         watch: Hears of events, and of none twice a second.
@@ -47,7 +50,7 @@ def run(
     Returns:
         ``done``, ``failed`` or ``interrupted``.
     """
-    return _Driver(plan, store, journal, watch, frozenset(forced), max_failures).drive(connect)
+    return _Driver(plan, store, journal, watch, frozenset(forced), max_failures).drive(connect, stays=stays)
 
 
 class _Driver:
@@ -71,7 +74,7 @@ class _Driver:
         self.tasks: dict[Any, Task] = {}
         self.capacity: Capacity | None = None
 
-    def drive(self, connect: Callable[[], AbstractContextManager[Capacity]]) -> str:
+    def drive(self, connect: Callable[[], AbstractContextManager[Capacity]], *, stays: bool) -> str:
         status = "failed"
         with ExitStack() as stack:
             try:
@@ -80,6 +83,8 @@ class _Driver:
                     finish = [d for d in decisions if isinstance(d, Finish)]
                     if finish:
                         status = "failed" if finish[0].failed or finish[0].skipped else "done"
+                        if stays:
+                            self._stay()
                         break
                     self._record([self._reuse(d.step) for d in decisions if isinstance(d, Reuse)])
                     starts = [d.step for d in decisions if isinstance(d, Start)]
@@ -100,6 +105,16 @@ class _Driver:
                 raise
             self._record([Event("finished", data={"status": status})])
         return status
+
+    def _stay(self) -> None:
+        """Wait for Ctrl-C where a step has brought up an endpoint."""
+        made = [self.made[n] for n in self.plan.steps if n in self.made]
+        endpoints = [dict(m.about) for m in made if isinstance(m, Deployment)]
+        if endpoints:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._record([Event("serving", data={"endpoints": endpoints})])
+                while True:
+                    signal.pause()
 
     def _record(self, events: Sequence[Event]) -> None:
         stamped = [replace(e, time=time.time()) for e in events]
@@ -122,7 +137,7 @@ class _Driver:
         planned = self.plan.steps[step]
         task = self._task(planned)
         asks = planned.resources
-        alone = asks.workers == 1  # a step that starts workers asks nothing for itself: they ask
+        alone = not planned.starts_workers
         reference = (
             _remote(fresh=asks.gpus > 0)
             .options(

@@ -1,16 +1,23 @@
-"""Bytes by key: the four verbs that a store stands on, one implementation per scheme."""
+"""Bytes by key: the verbs that a store stands on, one implementation per scheme."""
 
-import fcntl
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from lfm.errors import LfmError
+from pipelines import processes
+
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class UnsupportedStorage(LfmError, ValueError):
@@ -21,7 +28,7 @@ class UnsupportedStorage(LfmError, ValueError):
         self.uri = uri
 
     def __str__(self) -> str:
-        return f"store {self.uri!r}: expected a local folder. Give one with --store."
+        return f"store {self.uri!r}: expected a local folder or s3://bucket/prefix. Give one with --store."
 
 
 class StorageFailed(LfmError, OSError):
@@ -35,21 +42,52 @@ class StorageFailed(LfmError, OSError):
         return f"{self.where}: {self.what}. Make room or give access, then resume the run."
 
 
+class DamagedFolder(LfmError, ValueError):
+    """A folder whose files are not what its manifest says."""
+
+    def __init__(self, where: str, file: str) -> None:
+        super().__init__(where, file)
+        self.where, self.file = where, file
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.file!r} is not what the manifest says. Resume the run to make it again."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key with its size in bytes and when it was written, in seconds since 1970."""
+
+    key: str
+    size: int
+    modified: float
+
+
 class Storage(Protocol):
     """Read, list, put-if-absent, replace-if-match; and folders, which move in whole.
 
-    Keys are relative paths with ``/``. A reader never sees half of what a writer wrote.
+    Keys are relative paths with ``/``. A reader never sees half of what a writer wrote. A folder holds a
+    `MANIFEST`, which is there last and goes first.
     """
 
     @property
     def uri(self) -> str:
         """Where it is."""
 
+    @property
+    def scratches(self) -> Path:
+        """The folder on this machine with what `scratch` has made."""
+
     def read(self, key: str) -> bytes | None:
         """The bytes, or None where there are none."""
 
     def list(self, prefix: str) -> tuple[str, ...]:
         """Every key below the folder `prefix`, sorted."""
+
+    def entries(self, prefix: str) -> tuple[Entry, ...]:
+        """The same, with what is known of each."""
+
+    def folders(self, prefix: str) -> tuple[str, ...]:
+        """The names of the folders directly below the folder `prefix`, sorted; an empty one may be left out."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write unless the key exists; False if it did."""
@@ -61,19 +99,23 @@ class Storage(Protocol):
         """Move a local folder in, as one; False, and the folder stays, where `key` exists."""
 
     def fetch(self, key: str) -> Path:
-        """A local folder with what `adopt` put at `key`; its files are read-only."""
+        """A local folder with what `adopt` put at `key`; its files are read-only.
+
+        Raises:
+            DamagedFolder: What had to be transferred is not what the manifest says.
+        """
 
     def discard(self, key: str, to: str) -> None:
-        """Move what is at `key` away to the key `to`."""
+        """Move what is at `key` away to the key `to`; nothing happens where there is nothing."""
 
     def delete(self, key: str) -> None:
-        """Delete what is at `key`, a file or what `adopt` put there; nothing happens where there is nothing."""
+        """Delete what is at `key`, a file or a folder; nothing happens where there is nothing."""
 
     def append(self, key: str, data: bytes) -> None:
         """Add to a key that has one writer; readers may see it late, and a crash may lose the end."""
 
     def scratch(self) -> Path:
-        """A new empty local folder from which `adopt` moves without copying."""
+        """A new empty local folder of this process, from which `adopt` moves."""
 
 
 def open_storage(uri: str) -> Storage:
@@ -83,127 +125,44 @@ def open_storage(uri: str) -> Storage:
         UnsupportedStorage: The scheme cannot write conditionally here.
         StorageFailed: It cannot be written to.
     """
+    if uri.startswith("s3://"):
+        from pipelines.s3_storage import S3Storage
+
+        return S3Storage(uri)
     if "://" in uri:
         raise UnsupportedStorage(uri)
+    from pipelines.local_storage import LocalStorage
+
     return LocalStorage(Path(uri))
 
 
-class LocalStorage:
-    """A folder on a local disk or NFS."""
+def own_name() -> str:
+    """A name for a scratch file or folder that nobody else gives, and that says whose it is."""
+    me = processes.this()
+    return f"{me['pid']}-{round(me['born'] * 100)}-{uuid.uuid4().hex[:12]}-{me['host']}"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
-        with _named(f"store {str(self.root)!r}"):
-            (self.root / "scratch").mkdir(parents=True, exist_ok=True)
-            if not os.access(self.root / "scratch", os.W_OK):
-                raise PermissionError(13, "permission denied")
 
-    @property
-    def uri(self) -> str:
-        """The folder."""
-        return str(self.root)
+def owner(name: str) -> dict[str, object]:
+    """The process that gave a name with `own_name`; an empty one where none did."""
+    pid, _, rest = name.partition("-")
+    born, _, rest = rest.partition("-")
+    _, _, host = rest.partition("-")
+    if not (pid.isdigit() and born.isdigit() and host):
+        return {}
+    return {"host": host, "pid": int(pid), "born": int(born) / 100}
 
-    def read(self, key: str) -> bytes | None:
-        """See `Storage`."""
-        try:
-            return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
 
-    def list(self, prefix: str) -> tuple[str, ...]:
-        """See `Storage`."""
-        base = self.root / prefix
-        found = (Path(folder) / name for folder, _, names in os.walk(base) for name in names)
-        return tuple(sorted(p.relative_to(self.root).as_posix() for p in found))
+def new_scratch(below: Path) -> Path:
+    """A new empty folder of this process."""
+    folder = below / own_name()
+    with named(f"store {str(folder)!r}"):
+        folder.mkdir(parents=True)
+    return folder
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """See `Storage`: a whole file is linked to its name, which fails where the name exists."""
-        with self._written(key, data) as temporary:
-            try:
-                os.link(temporary, self.root / key)
-            except FileExistsError:
-                return False
-        return True
 
-    def replace_if_match(self, key: str, data: bytes, old: bytes) -> bool:
-        """See `Storage`: compare and rename under a lock on a file beside it."""
-        with self._written(key, data) as temporary, (self.root / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.read(key) != old:
-                return False
-            os.rename(temporary, self.root / key)
-        return True
-
-    def adopt(self, folder: Path, key: str) -> bool:
-        """See `Storage`: one rename, after everything in the folder is on disk and read-only."""
-        target = self.root / key
-        with _named(f"store {key!r}"):
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    path.chmod(0o444)
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.rename(folder, target)
-            except OSError:
-                if target.is_dir():
-                    return False
-                raise
-            _sync_folder(target.parent)
-        return True
-
-    def fetch(self, key: str) -> Path:
-        """See `Storage`: it lies there already."""
-        return self.root / key
-
-    def discard(self, key: str, to: str) -> None:
-        """See `Storage`."""
-        with _named(f"store {key!r}"):
-            (self.root / to).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.root / key, self.root / to)
-
-    def delete(self, key: str) -> None:
-        """See `Storage`: moved away first, so that nobody sees half of a folder."""
-        gone = self.root / "scratch" / uuid.uuid4().hex
-        try:
-            os.rename(self.root / key, gone)
-        except FileNotFoundError:
-            return
-        if gone.is_dir():
-            remove(gone)
-        else:
-            gone.unlink()
-
-    def append(self, key: str, data: bytes) -> None:
-        """See `Storage`."""
-        path = self.root / key
-        with _named(f"store {key!r}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(data)
-
-    def scratch(self) -> Path:
-        """See `Storage`."""
-        folder = self.root / "scratch" / uuid.uuid4().hex
-        with _named(f"store {str(folder)!r}"):
-            folder.mkdir()
-        return folder
-
-    @contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[Path]:
-        target = self.root / key
-        temporary = self.root / "scratch" / f"{uuid.uuid4().hex}.part"
-        with _named(f"store {key!r}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                yield temporary
-            finally:
-                temporary.unlink(missing_ok=True)
+def cache() -> Path:
+    """Where this user keeps on this machine what can be fetched or computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfm"
 
 
 def digest_of(path: Path) -> str:
@@ -217,8 +176,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def at_once(act: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """`act` on each item, several at a time: most of it is waiting for storage to answer."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(act, items))
+
+
 @contextmanager
-def _named(where: str) -> Iterator[None]:
+def named(where: str) -> Iterator[None]:
     """Turn the operating system's error into one that says where it happened."""
     try:
         yield
@@ -226,11 +191,3 @@ def _named(where: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageFailed(where, (error.strerror or str(error)).lower()) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

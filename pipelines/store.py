@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
-from pipelines.storage import Storage, digest_of
-
-MANIFEST = "manifest.json"
+from pipelines.storage import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
 
 
 class UnsafeArtifact(LfmError, ValueError):
@@ -91,29 +89,49 @@ class Store:
         return digest
 
     def get(self, digest: str) -> Artifact:
-        """The artifact, with its files in a local folder."""
+        """The artifact, with its files in a local folder.
+
+        Raises:
+            MissingArtifact: The store does not have it.
+            DamagedFolder: It was damaged, and is in quarantine now.
+        """
+        manifest = self.manifest(digest)
+        try:
+            folder = self.storage.fetch(f"artifacts/{digest}")
+        except DamagedFolder:
+            self.quarantine(digest)
+            raise
+        return KINDS[manifest["kind"]](str(folder), digest, manifest["about"])
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """What the store knows of an artifact: its kind, what was noted about it, its files' digests and sizes.
+
+        Raises:
+            MissingArtifact: The store does not have it.
+        """
         data = self.storage.read(f"artifacts/{digest}/{MANIFEST}")
         if data is None:
             raise MissingArtifact(digest)
-        manifest = json.loads(data)
-        return KINDS[manifest["kind"]](str(self.storage.fetch(f"artifacts/{digest}")), digest, manifest["about"])
+        found: dict[str, Any] = json.loads(data)
+        return found
 
     def whole(self, digest: str, *, bytes_too: bool = False) -> bool:
         """Whether an artifact is complete: manifest, every file, every size; with `bytes_too`, every byte."""
         data = self.storage.read(f"artifacts/{digest}/{MANIFEST}")
         if data is None or hashlib.sha256(data).hexdigest() != digest:
             return False
-        folder = self.storage.fetch(f"artifacts/{digest}")
-        for name, expected in json.loads(data)["files"].items():
-            path = folder / name
-            try:
-                if os.path.getsize(path) != expected["size"]:
-                    return False
-            except OSError:
-                return False
-            if bytes_too and digest_of(path) != expected["sha256"]:
-                return False
-        return True
+        files = json.loads(data)["files"]
+        start = f"artifacts/{digest}/"
+        sizes = {e.key.removeprefix(start): e.size for e in self.storage.entries(f"artifacts/{digest}")}
+        if any(sizes.get(name) != expected["size"] for name, expected in files.items()):
+            return False
+        if not bytes_too:
+            return True
+        try:
+            folder = self.storage.fetch(f"artifacts/{digest}")
+        except DamagedFolder:
+            return False
+        return all(digest_of(folder / name) == expected["sha256"] for name, expected in files.items())
 
     def quarantine(self, digest: str) -> None:
         """Move a damaged artifact out of the way."""
@@ -142,6 +160,11 @@ class Store:
         """A result whose artifact is there and complete."""
         result = self.result(fingerprint)
         return result if result is not None and self.whole(result.digest) else None
+
+    def hits(self, fingerprints: Iterable[str]) -> dict[str, Result]:
+        """The same for many at once, by fingerprint: those that have a result."""
+        found = at_once(self.hit, dict.fromkeys(fingerprints))
+        return {r.fingerprint: r for r in found if r is not None}
 
 
 class MissingArtifact(LfmError, LookupError):

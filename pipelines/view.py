@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -20,13 +20,14 @@ from pipelines.storage import Storage
 class Lines:
     """One line for each event."""
 
-    def __init__(self, plan: Plan, storage: Storage) -> None:
-        self.plan, self.storage = plan, storage
+    def __init__(self, plan: Plan, storage: Storage, out: TextIO | None = None) -> None:
+        self.plan, self.storage, self.out = plan, storage, out
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Print the events."""
         for event in events:
-            print(f"{datetime.fromtimestamp(event.time):%H:%M:%S} {sentence(event, self.storage)}", flush=True)
+            line = f"{datetime.fromtimestamp(event.time):%H:%M:%S} {sentence(event, self.storage)}"
+            print(line, file=self.out, flush=True)
 
     def __enter__(self) -> "Lines":
         return self
@@ -46,6 +47,9 @@ class LiveTable:
     def __call__(self, events: Sequence[Event]) -> None:
         """Take the events in and draw the table again."""
         self.events += events
+        for event in events:
+            if event.kind in ("started", "serving"):
+                self.live.console.print(sentence(event, self.storage), soft_wrap=True, highlight=False)
         now = states(self.events, self.plan.steps)
         self.live.update(table({n: row(n, s, self.storage, time.time()) for n, s in now.items()}))
 
@@ -57,8 +61,10 @@ class LiveTable:
         self.live.__exit__(*ended)
 
 
-def view(plan: Plan, storage: Storage) -> Lines | LiveTable:
-    """What fits where standard output goes."""
+def view(plan: Plan, storage: Storage, *, json_follows: bool = False) -> Lines | LiveTable:
+    """What fits where standard output goes; lines go to standard error where it is for JSON."""
+    if json_follows:
+        return Lines(plan, storage, sys.stderr)
     return LiveTable(plan, storage) if sys.stdout.isatty() else Lines(plan, storage)
 
 
@@ -68,6 +74,9 @@ def sentence(event: Event, storage: Storage) -> str:
     match event.kind:
         case "started":
             return f"run {data['run']} of {len(data['steps'])} steps"
+        case "serving":
+            urls = ", ".join(f"{e['name']} at {e['url']}" for e in data["endpoints"])
+            return f"serving {urls}; Ctrl-C or lfm stop ends it"
         case "finished":
             return f"run {data['status']}"
         case "start":

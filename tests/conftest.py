@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from cluster.capacity import Capacity
 from cluster.connect import cluster
 from operators.catalog import Catalog
 from operators.code import bring
+from pipelines.local_storage import LocalStorage
 from pipelines.source import pack
 from pipelines.spec import Spec, load
-from pipelines.storage import LocalStorage
 from pipelines.store import Store
 
 NOOP = '''
@@ -115,6 +116,14 @@ class Project:
 
 
 @pytest.fixture
+def workspace(tmp_path: Path):
+    """What an operator's body gets, without a store."""
+    from tests.operators.small import Work  # with torch, which not every test needs
+
+    return Work(tmp_path / "workspace")
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Project:
     folder = tmp_path / "project"
     folder.mkdir()
@@ -127,7 +136,20 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def one_ray() -> Iterator[Capacity]:
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
+    """Where the tests' S3 will listen; Ray's workers know of it only from the environment that they start with."""
+    with socket.socket() as place, pytest.MonkeyPatch.context() as environment:
+        place.bind(("127.0.0.1", 0))
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{place.getsockname()[1]}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield place
+
+
+@pytest.fixture(scope="session")
+def one_ray(s3_environment: socket.socket) -> Iterator[Capacity]:
     """The Ray that all tests of the session share."""
     with cluster("local") as there:
         yield there

@@ -51,7 +51,13 @@ class Sampling:
 
 
 class Native:
-    """One model in this process."""
+    """One model in this process.
+
+    Attributes:
+        ends: The tokens that end a text.
+        start: What a text without a token begins with: nothing comes of nothing.
+        context: How many tokens the model is made for, None where it does not say.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = plain(model).eval()
@@ -60,26 +66,40 @@ class Native:
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = {int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None}
-        self.context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0)) or None
+        self.start = int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+        self.context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0) or None
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[int | None]]:
         """Generate for several prompts at once; each step gives one token for each, None where it has ended.
 
-        The token that ends a text is not given.
+        A text ends with a token of `ends`, which is not given, or where it fills the context.
+
+        Raises:
+            SamplingError: A prompt has no token, or leaves no room for an answer.
         """
         import transformers
 
+        lengths = [len(p) for p in prompts]
+        if not all(n > 0 and (self.context is None or n < self.context) for n in lengths):
+            room = "" if self.context is None else f" and fewer than the model's context of {self.context}"
+            raise SamplingError("tokens of the prompt", lengths, f"at least 1{room}")
         device = next(self.model.parameters()).device
-        longest = max(map(len, prompts))
+        longest = max(lengths)
         ids = torch.tensor([[self.tokenizer.pad_token_id] * (longest - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths])
         ids, mask = ids.to(device), mask.to(device)
         cache = transformers.DynamicCache(config=self.model.config)
         draws = torch.Generator(device).manual_seed(sampling.seed)
         going = [True] * len(prompts)
-        for _ in range(sampling.max_tokens):
-            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        for given in range(sampling.max_tokens):
+            going = [
+                g and (self.context is None or n + given < self.context) for g, n in zip(going, lengths, strict=True)
+            ]
+            if not any(going):
+                return
+            # A text that has ended goes on unseen beside the others, on the last place that there is.
+            places = (mask.cumsum(-1) - 1).clamp(min=0, max=self.context and self.context - 1)[:, -ids.shape[1] :]
             out = trunk_of(self.model)(
                 input_ids=ids,
                 attention_mask=mask,
@@ -116,9 +136,11 @@ def choose(logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch
     """The next token of each row."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    shares = (logits / sampling.temperature).softmax(dim=-1)
+    # Below the largest all are negative: however small the temperature, none becomes infinite but to the far side.
+    shares = ((logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature).softmax(dim=-1)
     if sampling.top_p < 1:
         ordered, places = shares.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # the first token always stays
-        shares = torch.zeros_like(shares).scatter(-1, places, ordered.masked_fill(before >= sampling.top_p, 0.0))
+        reached = ordered.cumsum(dim=-1)[:, :-1] >= sampling.top_p
+        ordered[:, 1:].masked_fill_(reached, 0.0)  # the first token always stays
+        shares = torch.zeros_like(shares).scatter(-1, places, ordered)
     return torch.multinomial(shares, 1, generator=draws)[:, 0]

@@ -2,22 +2,24 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from cluster.capacity import Capacity, here
 from cluster.connect import cluster
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
-from operators.resources import Resources
+from operators.catalog import Catalog
+from operators.serving import PortBusy, busy
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inspector import Looks
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, plan as planned, survey
 from pipelines.schedule import infeasible
+from pipelines.spec import RESOURCES, Spec
 from pipelines.storage import Storage
+from pipelines.store import Store
 
 HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, which takes a while
 
@@ -25,13 +27,41 @@ HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, w
 def read_plan(arguments: Namespace, storage: Storage, *, there: Capacity, forced: tuple[str, ...] = ()) -> Plan:
     """Read and plan a pipeline; every problem of text, inputs and resources is reported at once."""
     pipeline = opened(arguments.pipeline, changes=arguments.changes)
-    inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
-    problems = [*pipeline.problems, *survey(pipeline.spec, inspector, pipeline.catalog, until=arguments.until)]
-    problems += infeasible({n: s.resources for n, s in pipeline.spec.steps.items()}, there)
+    problems = list(pipeline.problems)
     problems += [f"--force: no step is called {n!r}." for n in forced if n not in pipeline.spec.steps]
-    if problems:
-        raise PlanError(tuple(problems))
-    return planned(pipeline.spec, inspector, pipeline.catalog, until=arguments.until)
+    inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
+    own = arguments.address == "local"
+    return plan_on(there, pipeline.spec, pipeline.catalog, inspector, own=own, until=arguments.until, problems=problems)
+
+
+def plan_on(
+    there: Capacity,
+    spec: Spec,
+    catalog: Catalog,
+    inspector: Looks,
+    *,
+    own: bool,
+    until: str = "",
+    problems: Sequence[str] = (),
+) -> Plan:
+    """Plan what will run on `there`; with `own` that is a Ray of this machine's that the run starts itself.
+
+    Raises:
+        PlanError: With `problems` and all others.
+    """
+    found = [*problems, *survey(spec, inspector, catalog, until=until)]
+    found += infeasible({n: s.resources for n, s in spec.steps.items()}, there)
+    found += _taken_ports(spec) if own else []
+    if found:
+        raise PlanError(tuple(found))
+    return planned(spec, inspector, catalog, until=until)
+
+
+def _taken_ports(spec: Spec) -> list[str]:
+    asked = {
+        n: (str(s.params["host"]), int(str(s.params["port"]))) for n, s in spec.steps.items() if s.operator == "serve"
+    }
+    return [f"step {n!r}: {PortBusy(*where)}" for n, where in asked.items() if busy(*where)]
 
 
 def inspector_of(storage: Storage, *, hashed: bool = True) -> Looks:
@@ -41,7 +71,7 @@ def inspector_of(storage: Storage, *, hashed: bool = True) -> Looks:
         if size > HASHING_BYTES:
             print(f"hashing {path}, {size / 1e9:.1f} GB", file=sys.stderr)
 
-    return Looks(memory_of(storage), hash=hashed, hashing=say)
+    return Looks(memory_of(storage), store=Store(storage), hash=hashed, hashing=say)
 
 
 def capacity_at(address: str) -> Capacity:
@@ -60,7 +90,7 @@ def described(made: Plan, name: str) -> dict[str, Any]:
         "method": step.method and {"name": step.method[0], **step.method[1]},
         "params": dict(step.params),
         "inputs": {k: list(r) if isinstance(r, tuple) else r for k, r in step.inputs.items()},
-        "resources": TypeAdapter(Resources).dump_python(step.resources),
+        "resources": RESOURCES.dump_python(step.resources),
         "kind": step.kind,
         "effect": step.effect,
         "needs": list(step.needs),

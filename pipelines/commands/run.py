@@ -1,31 +1,51 @@
 """`lfm run`: run a pipeline."""
 
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 
-from cluster.capacity import here
 from cluster.connect import cluster
+from lfm.errors import LfmError
 from pipelines.commands._output import printed
 from pipelines.commands._planned import capacity_at, described, inputs_of, read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
 from pipelines.plan import Plan
-from pipelines.run import run as drive
+from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
 from pipelines.storage import Storage, open_storage
 from pipelines.store import Store
 from pipelines.view import view
 
 
+class DriverDied(LfmError, RuntimeError):
+    """A detached run that ended before it could say how."""
+
+    def __init__(self, run: str, said: str) -> None:
+        super().__init__(run, said)
+        self.run, self.said = run, said
+
+    def __str__(self) -> str:
+        return f"run {self.run!r}: its driver ended and said {self.said!r}, expected endpoints. Go on with lfm resume."
+
+
 def act(arguments: Namespace) -> int:
     """Run a pipeline."""
     storage = open_storage(arguments.store)
-    there = capacity_at(arguments.address) if arguments.address != "local" else here()
-    made = read_plan(arguments, storage, there=there, forced=tuple(arguments.force))
-    journal = Journal.claim(storage, new_run(made.spec.name))
-    return drive_to_end(made, storage, journal, arguments, forced=tuple(arguments.force), retries=arguments.retries)
+    forced = tuple(arguments.force)
+    made = read_plan(arguments, storage, there=capacity_at(arguments.address), forced=forced)
+    return begin(made, storage, arguments, forced=forced, retries=arguments.retries)
+
+
+def begin(made: Plan, storage: Storage, arguments: Namespace, *, forced: tuple[str, ...] = (), retries: int = 0) -> int:
+    """Start a new run of a plan, here or in the background, and return the exit code."""
+    if arguments.detach:
+        return _detached(made, storage, arguments)
+    journal = Journal.claim(storage, arguments.name or new_run(made.spec.name))
+    return drive_to_end(made, storage, journal, arguments, forced=forced, retries=retries)
 
 
 def drive_to_end(
@@ -46,24 +66,62 @@ def drive_to_end(
         "files": [list(f) for f in made.spec.code.files],
         "until": until,
         "retries": retries,
+        "address": arguments.address,
         "inputs": inputs_of(made),
         "steps": {n: described(made, n) for n in made.steps},
         "version": version("learn-from-model"),
     }
     started = Event("started", data=data, time=time.time())
     journal.write([started])
-    with view(made, storage) as watch:
+    with view(made, storage, json_follows=arguments.json) as watch:
         watch([started])
         said = drive(
             made,
             Store(storage),
             journal,
             connect=partial(cluster, arguments.address),
+            stays=arguments.address == "local",
             forced=forced,
             max_failures=retries,
             watch=watch,
         )
+    return _ended(journal.run, said, storage, made, arguments)
+
+
+def _ended(run: str, said: str, storage: Storage, made: Plan, arguments: Namespace) -> int:
     if arguments.json:
-        now = states(history(storage, journal.run), made.steps)
-        printed({"run": journal.run, "status": said, "steps": {n: asdict(s) for n, s in now.items()}})
-    return {"done": 0, "failed": 1, "interrupted": 130}[said]
+        now = states(history(storage, run), made.steps)
+        printed({"run": run, "status": said, "steps": {n: asdict(s) for n, s in now.items()}})
+    return {"done": 0, "serving": 0, "failed": 1, "interrupted": 130}[said]
+
+
+def _detached(made: Plan, storage: Storage, arguments: Namespace) -> int:
+    """Have a process of its own drive the run, and show it until its endpoints are up or it ends."""
+    run = new_run(made.spec.name)
+    words = [w for w in arguments.words if w != "--detach"]
+    log = storage.scratch() / "driver.log"
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *words, "--as", run],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    seen: list[Event] = []
+    try:
+        with view(made, storage, json_follows=arguments.json) as watch:
+            while not any(e.kind in ("serving", "finished") for e in seen):
+                ended = child.poll() is not None
+                events = history(storage, run)
+                watch(events[len(seen) :])
+                seen = events
+                if ended and not any(e.kind == "finished" for e in seen):
+                    raise DriverDied(run, log.read_text(errors="replace").strip().rpartition("\n")[2])
+                time.sleep(0 if ended else POLL_S)
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        return 130
+    said = "serving" if seen[-1].kind == "serving" else str(seen[-1].data["status"])
+    return _ended(run, said, storage, made, arguments)

@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import asdict
 
 from pipelines.commands._output import printed, shown
+from pipelines.findings import comparisons, endpoints, measured_table, measurements
 from pipelines.lineage import find_run, history, states, status
 from pipelines.storage import open_storage
 from pipelines.view import failure, row, seconds, table
@@ -27,4 +28,12 @@ def act(arguments: Namespace) -> int:
     for step, state in now.items():
         if state.state == "failed":
             print(failure(step, state.data, storage))
+    found = measurements(now)
+    if found:
+        print()
+        shown(measured_table(found))
+    for one in comparisons(now):
+        print(f"gate: {one['said']}")
+    for one in endpoints(now):
+        print(f"endpoint: {one['name']} at {one['url']}")
     return 0

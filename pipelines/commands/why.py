@@ -4,9 +4,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.ancestry import results
 from pipelines.commands._output import printed
 from pipelines.commands._planned import known_step
-from pipelines.lineage import find_run, history, results, states
+from pipelines.lineage import find_run, history, states
 from pipelines.storage import open_storage
 from pipelines.store import Store
 

@@ -7,12 +7,14 @@ import pytest
 from operators.artifact import Dataset
 from pipelines import inspector
 from pipelines.inspector import Looks
+from pipelines.local_storage import LocalStorage
 from pipelines.plan import InputProblem
+from pipelines.store import Store
 
 
 @pytest.fixture
 def looks(tmp_path):
-    return Looks(tmp_path / "memory.sqlite")
+    return Looks(tmp_path / "memory.sqlite", Store(LocalStorage(tmp_path / "store")))
 
 
 def aged(path, seconds=60):

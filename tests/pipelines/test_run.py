@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 
 def start(project, store, connect, *changes, name="one", watch=lambda events: None, **options):
     spec, catalog = project.spec(*changes)
-    made = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite"), catalog)
+    made = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite", store), catalog)
     journal = Journal.claim(store.storage, name)
     said = run(made, store, journal, connect=connect, watch=watch, **options)
     return said, states(history(store.storage, name), made.steps)

@@ -1,0 +1,105 @@
+"""Inputs from S3: ``s3://bucket/key`` or ``s3://bucket/folder``, pinned by what S3 says of their bytes."""
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from operators.artifact import Artifact
+from pipelines import s3
+from pipelines.model_files import lacking, needed
+from pipelines.plan import InputProblem
+from pipelines.storage import StorageFailed, at_once, cache, remove
+
+SCHEME = "s3://"
+
+A = TypeVar("A", bound=Artifact)
+
+
+def check(artifact: Artifact) -> None:
+    """Look whether it is there.
+
+    Raises:
+        InputProblem: It is not, or it is empty, or no model or adapter in safetensors, or S3 does not let us look.
+    """
+    found = _objects(artifact)
+    if not found:
+        raise InputProblem(artifact.uri, "is not there", "Check the name and AWS_ENDPOINT_URL.")
+    if not any(o.size for o in found.values()):
+        raise InputProblem(artifact.uri, "is empty", "Give a key or folder with something in it.")
+    problem = lacking(type(artifact), list(found))
+    if problem is not None:
+        raise InputProblem(artifact.uri, *problem)
+
+
+def pin(artifact: A) -> A:
+    """The same with a digest of names, sizes and ETags."""
+    return replace(artifact, digest=_digest(_wanted(artifact)))
+
+
+def fetch(artifact: A) -> A | None:
+    """The same with a path in this machine's cache, or None where it is not what was pinned any more."""
+    found = _wanted(artifact)
+    if _digest(found) != artifact.digest:
+        return None
+    target = cache() / "inputs" / artifact.digest
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{artifact.digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir() and not _downloaded(artifact.uri, found, target):
+            return None
+    return replace(artifact, uri=str(target / _name(artifact.uri) if "" in found else target))
+
+
+def _downloaded(uri: str, found: Mapping[str, s3.Object], target: Path) -> bool:
+    """Whether all objects were still the same when they had come; then they lie at `target`."""
+    bucket, _ = s3.split(uri)
+    folder = target.with_name(uuid.uuid4().hex)
+
+    def get(name: str) -> bool:
+        one = found[name]
+        path = folder / (name or _name(uri))
+        s3.download(bucket, one.key, path)
+        path.chmod(0o444)
+        return s3.tag(bucket, one.key) == one.etag
+
+    try:
+        same = all(at_once(get, found))
+        if same:
+            os.rename(folder, target)
+    finally:
+        remove(folder)
+    return same
+
+
+def _objects(artifact: Artifact) -> dict[str, s3.Object]:
+    """What is there, by name below the folder; a single object has the empty name."""
+    bucket, key = s3.split(artifact.uri)
+    try:
+        found = {o.key: o for o in s3.listed(bucket, key)}
+    except StorageFailed as error:
+        fix = "Check the name, the credentials and AWS_ENDPOINT_URL."
+        raise InputProblem(artifact.uri, f"could not be looked at ({error.what})", fix) from error
+    if key in found:
+        return {"": found[key]}
+    start = f"{key}/" if key else ""
+    below = {k.removeprefix(start): o for k, o in found.items() if k.startswith(start)}
+    return {n: o for n, o in below.items() if n and not any(part.startswith(".") for part in n.split("/"))}
+
+
+def _wanted(artifact: Artifact) -> dict[str, s3.Object]:
+    found = _objects(artifact)
+    return found if "" in found else {n: found[n] for n in needed(type(artifact), list(found))}
+
+
+def _digest(found: Mapping[str, s3.Object]) -> str:
+    lines = "".join(f"{found[n].etag} {found[n].size} {n}\n" for n in sorted(found))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _name(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]

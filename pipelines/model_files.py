@@ -1,0 +1,46 @@
+"""Which files make a model or an adapter, wherever they come from."""
+
+import re
+from collections.abc import Sequence
+
+from operators.artifact import Adapter, Artifact, Model
+
+STEMS = {Model: "model", Adapter: "adapter_model"}
+CONFIGS = {Model: ("config.json", "lfm.json"), Adapter: ("adapter_config.json",)}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configs and tokenizers
+
+
+def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | None:
+    """What keeps a folder with these files from being a model or adapter, as a clause, and what to do about it."""
+    if kind not in STEMS:
+        return None
+    if not set(CONFIGS[kind]) & set(names):
+        return f"has no {CONFIGS[kind][0]}", f"Give a folder as save_pretrained writes it ({kind.__name__.lower()})."
+    if weights(kind, names):
+        return None
+    wanted = f"{STEMS[kind]}.safetensors"
+    pickles = [n for n in names if n.endswith(PICKLES)]
+    if pickles:
+        what = f"holds weights only as pickles ({pickles[0]}), which are never opened, expected {wanted}"
+        return what, "Load it where you trust it and save it again with save_pretrained."
+    return f"holds no weights, expected {wanted}", "Check what the folder is."
+
+
+def weights(kind: type[Artifact], names: Sequence[str]) -> list[str]:
+    """The files that hold a model's or an adapter's weights: one file, or an index and what it names."""
+    stem = STEMS[kind]
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if single in names:
+        return [single]
+    shards = [n for n in names if re.fullmatch(rf"{stem}-[^/]*\.safetensors", n)]
+    return [index, *shards] if index in names and shards else []
+
+
+def needed(kind: type[Artifact], names: Sequence[str]) -> list[str]:
+    """The files worth fetching: of a model no second copy of its weights in another format, of data no pickles."""
+    if kind not in STEMS:
+        return [n for n in names if not n.endswith(PICKLES)]
+    chosen = weights(kind, names)
+    beside = [n for n in names if "/" not in n and n.endswith(BESIDE) and not n.endswith(".index.json")]
+    return [*chosen, *beside]

@@ -1,0 +1,243 @@
+"""Store -> everything that the page says of a run, read once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.lineage import Ancestor, Event, ancestry, history, status
+from pipelines.storage import at_once
+from pipelines.store import Store
+from pipelines.view import measured
+
+ENDS = {"commit": "done", "fail": "failed"}
+
+Lines = Sequence[Mapping[str, Any]]
+"""What an attempt reported: ``done``, ``total``, ``time`` and perhaps ``measures``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One start of a step.
+
+    Attributes:
+        state: ``done``, ``failed``, ``running`` or ``interrupted``.
+        ended: When it ended, or gave its last sign of life.
+        log: The key of what it printed.
+        said: What the event of its end noted.
+    """
+
+    number: int
+    state: str
+    began: float
+    ended: float
+    log: str
+    lines: Lines
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A planned step and what became of it.
+
+    Attributes:
+        planned: What the journal says of it: operator, method, params, inputs, resources, fingerprint.
+        state: That of its last attempt, or ``reused``, ``waiting`` or ``skipped``.
+        made: What it noted about what it made, or what was reused: digest, artifact, about.
+        lines: What its last attempt measured, or the one that made what was reused.
+    """
+
+    name: str
+    planned: Mapping[str, Any]
+    state: str
+    attempts: tuple[Attempt, ...]
+    made: Mapping[str, Any]
+    lines: Lines
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The steps that it takes something from."""
+        return tuple(self.planned["needs"])
+
+    @property
+    def verb(self) -> str:
+        """Its operator, and the method by which it is done."""
+        method = self.planned["method"]
+        return f"{self.planned['operator']} · {method['name']}" if method else str(self.planned["operator"])
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What was noted about its artifact."""
+        about: Mapping[str, Any] = self.made.get("about", {})
+        return about
+
+    @property
+    def seconds(self) -> float:
+        """How long its last attempt took, or took so far; 0 where it had none."""
+        return self.attempts[-1].ended - self.attempts[-1].began if self.attempts else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """A run.
+
+    Attributes:
+        started: The data of its last ``started`` event.
+        sessions: When each of its drivers began and ended working: more than one where it was resumed.
+        served: Seconds for which its endpoints were up after the work was done.
+        now: When the page was made, where that shows: in a run that goes on. Else 0.
+        steps: By name, in an order in which they could run.
+        ancestors: What the last artifact came from.
+    """
+
+    run: str
+    store: str
+    status: str
+    started: Mapping[str, Any]
+    sessions: tuple[tuple[float, float], ...]
+    served: float
+    now: float
+    steps: Mapping[str, Step]
+    ancestors: Sequence[Ancestor]
+
+    @property
+    def inputs(self) -> Mapping[str, Mapping[str, str]]:
+        """What comes from outside: kind, uri and digest by name."""
+        inputs: Mapping[str, Mapping[str, str]] = self.started["inputs"]
+        return inputs
+
+
+def account(store: Store, run: str, *, now: float) -> Account:
+    """Read a run's journal, its measures, and what its last artifact came from."""
+    events = history(store.storage, run)
+    said = status(store.storage, run, events)
+    live = said in ("running", "serving")
+    drivers = _by_driver(events)
+    started = drivers[-1][0].data
+    logs = [e.data["log"] for e in events if e.kind == "start"]
+    reports = dict(zip(logs, at_once(lambda log: measured(store.storage, log), logs), strict=True))
+    planned = in_order(started["steps"])
+    attempts = {n: _attempts(n, drivers, reports, now if said == "running" else 0.0) for n in planned}
+    known = at_once(lambda n: _step(n, planned[n], attempts[n], drivers, store, said), planned)
+    steps = {s.name: s for s in known}
+    last = next((s for s in reversed(steps.values()) if s.made and not s.planned["effect"]), None)
+    sessions, served = _sessions(drivers, attempts.values(), now if live else 0.0, said)
+    return Account(
+        run=run,
+        store=store.storage.uri,
+        status=said,
+        started=started,
+        sessions=sessions,
+        served=served,
+        now=now if live else 0.0,
+        steps=steps,
+        ancestors=ancestry(store, last.made["digest"]) if last else (),
+    )
+
+
+def in_order(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Each step after those that it needs, else as they come."""
+    left, ordered = dict(steps), dict[str, Mapping[str, Any]]()
+    while left:
+        name = next(n for n, s in left.items() if not any(needed in left for needed in s["needs"]))
+        ordered[name] = left.pop(name)
+    return ordered
+
+
+def _by_driver(events: Iterable[Event]) -> list[list[Event]]:
+    """The events of each driver: a ``started`` event and what follows."""
+    drivers: list[list[Event]] = []
+    for event in events:
+        if event.kind == "started":
+            drivers.append([])
+        drivers[-1].append(event)
+    return drivers
+
+
+def _attempts(
+    step: str, drivers: Sequence[Sequence[Event]], reports: Mapping[str, Lines], now: float
+) -> tuple[Attempt, ...]:
+    """A step's attempts; one without an end runs if its driver is the last one and `now` is given."""
+    found = []
+    for driver in drivers:
+        own = [e for e in driver if e.step == step]
+        ends = [e for e in own if e.kind in ENDS]
+        for start in (e for e in own if e.kind == "start"):
+            end = next((e for e in ends if e.data["attempt"] == start.data["attempt"]), None)
+            lines = reports[start.data["log"]]
+            if end is not None:
+                state, ended = ENDS[end.kind], end.time
+            elif now and driver is drivers[-1]:
+                state, ended = "running", now
+            else:
+                state, ended = "interrupted", max([driver[-1].time, *(line["time"] for line in lines[-1:])])
+            attempt = Attempt(
+                number=start.data["attempt"],
+                state=state,
+                began=start.time,
+                ended=ended,
+                log=start.data["log"],
+                lines=lines,
+                said=end.data if end is not None else {},
+            )
+            found.append(attempt)
+    return tuple(found)
+
+
+def _step(
+    name: str,
+    planned: Mapping[str, Any],
+    attempts: tuple[Attempt, ...],
+    drivers: Sequence[Sequence[Event]],
+    store: Store,
+    status: str,
+) -> Step:
+    own = [e for driver in drivers for e in driver if e.step == name]
+    ends = [e for e in own if e.kind in ("commit", "reuse")]
+    made = ends[-1].data if ends else {}
+    pending = "waiting" if status == "running" else "skipped"
+    lines: Lines = attempts[-1].lines if attempts else ()
+    if not own:
+        state = pending
+    elif own[-1].kind == "reuse":
+        here = any(a.state == "done" for a in attempts)  # by an earlier driver of the same run
+        state = "done" if here else "reused"
+        lines = lines if here else _lines_of_maker(store, planned["fingerprint"])
+    elif status == "running" and not any(e.step == name for e in drivers[-1]):
+        state = pending
+    else:
+        state = attempts[-1].state
+    return Step(name=name, planned=planned, state=state, attempts=attempts, made=made, lines=lines)
+
+
+def _lines_of_maker(store: Store, fingerprint: str) -> Lines:
+    """What was measured when a stored result was made, as far as that run is still there."""
+    result = store.result(fingerprint)
+    if result is None:
+        return ()
+    logs = store.storage.list(f"runs/{result.run}/logs/{result.step}")
+    return measured(store.storage, max(logs, key=_attempt_number)) if logs else ()
+
+
+def _attempt_number(log: str) -> int:
+    return int(log.rpartition("/")[2].removesuffix(".log"))
+
+
+def _sessions(
+    drivers: Sequence[Sequence[Event]], attempts: Iterable[tuple[Attempt, ...]], now: float, status: str
+) -> tuple[tuple[tuple[float, float], ...], float]:
+    """When each driver worked, and how long the last one stayed up for its endpoints."""
+    found = []
+    served = 0.0
+    for i, driver in enumerate(drivers):
+        began, ended = driver[0].time, driver[-1].time
+        serving = next((e.time for e in driver if e.kind == "serving"), None)
+        last = i == len(drivers) - 1
+        if last and status == "running":
+            ended = now
+        elif serving is not None:
+            served = (now if last and status == "serving" else ended) - serving
+            ended = serving
+        following = drivers[i + 1][0].time if not last else float("inf")
+        lives = [a.ended for one in attempts for a in one if began <= a.began < following]
+        found.append((began, max([ended, *lives])))
+    return tuple(found), served

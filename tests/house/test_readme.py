@@ -1,0 +1,45 @@
+"""The README does what it says."""
+
+import json
+import re
+
+import pytest
+
+from pipelines.__main__ import main
+from pipelines.commands import run
+from tests.house.readme import README, blocks, filled
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder with the README's files."""
+    first, own = blocks("yaml")
+    (tmp_path / "first.yaml").write_text(first)
+    (tmp_path / "own.yaml").write_text(own)
+    (tmp_path / "my_methods.py").write_text(blocks("python")[0])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_its_generated_parts_are_current(folder):
+    """All but fingerprints, which change with every line of code; `make docs` writes it anew."""
+
+    def plain(text):
+        return re.sub(r"\b[0-9a-f]{12}\b", "x", text)
+
+    assert plain(filled(README.read_text(), folder / "first.yaml")) == plain(README.read_text())
+
+
+@pytest.mark.ray
+def test_its_pipelines_run_and_a_method_of_ones_own_is_like_a_built_in_one(folder, ray_local, monkeypatch, capsys):
+    monkeypatch.setattr(run, "cluster", lambda address: ray_local())
+    assert main(["run", "first.yaml"]) == 0
+    assert main(["run", "own.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["show", "last", "--json"]) == 0
+    merged = json.loads(capsys.readouterr().out)["steps"]["merged"]
+    assert (merged["state"], merged["method"]) == ("done", {"name": "median", "scale": 0.5})
+
+    (folder / "own.yaml").write_text((folder / "own.yaml").read_text().replace("scale: 0.5", "scale: -1"))
+    assert main(["plan", "own.yaml"]) == 2
+    assert "Median: scale=-1.0, expected scale > 0." in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Models, tokenizers, data and a workspace that are as small as they can be."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from operators.artifact import Dataset, Model
+from operators.batches import IGNORED, Rows
+from operators.pretraining import train_tokenizer
+from operators.resources import Resources
+
+VOCABULARY = 300
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "it", "while", "rain", "fell", "over"]
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def config(kind: str, **changes: Any) -> Any:
+    """The config of a tiny model of one of transformers' types."""
+    import transformers
+
+    if kind == "gpt2":  # it has names of its own
+        sizes = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    else:
+        sizes = {**SIZES, **({"head_dim": 8} if kind.startswith("gemma") else {})}
+        if kind == "opt":
+            sizes |= {"word_embed_proj_dim": 16, "ffn_dim": 24}
+    return transformers.AutoConfig.for_model(kind, **{**sizes, **changes})
+
+
+def model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A model whose weights are large enough that every part of it matters."""
+    import transformers
+
+    torch.manual_seed(seed)
+    made = transformers.AutoModelForCausalLM.from_config(config(kind, **changes)).float()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+def tokenizer() -> Any:
+    return train_tokenizer([" ".join(WORDS)], VOCABULARY)
+
+
+def saved(folder: Path, kind: str = "llama", **changes: Any) -> Model:
+    """A model and its tokenizer in a folder."""
+    model(kind, **changes).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return Model(str(folder), "d" * 64)
+
+
+def pairs(path: Path, number: int = 12) -> Dataset:
+    """Prompts and answers of different lengths."""
+    draw = np.random.default_rng(0)
+    with path.open("w") as file:
+        for _ in range(number):
+            said = [" ".join(draw.choice(WORDS, draw.integers(1, 8))) for _ in range(2)]
+            file.write(json.dumps({"prompt": said[0], "completion": said[1]}) + "\n")
+    return Dataset(str(path))
+
+
+def texts(path: Path, number: int = 12) -> Dataset:
+    draw = np.random.default_rng(1)
+    with path.open("w") as file:
+        for _ in range(number):
+            file.write(json.dumps({"text": " ".join(draw.choice(WORDS, draw.integers(3, 12)))}) + "\n")
+    return Dataset(str(path))
+
+
+def rows(number: int = 10, length: int = 16, seed: int = 0) -> Rows:
+    """Rows of one document each, with different numbers of loss tokens, from 1 to all."""
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(1, VOCABULARY, (number, length)).astype(np.int32)
+    targets = np.full((number, length), IGNORED, np.int32)
+    for i in range(number):
+        learnt = draw.choice(length - 1, draw.integers(1, length), replace=False)
+        targets[i, learnt] = ids[i, learnt + 1]
+    return Rows(ids, np.tile(np.arange(length, dtype=np.int32), (number, 1)), targets)
+
+
+class Work:
+    """A `Workspace` that remembers what it was told."""
+
+    def __init__(self, folder: Path, resources: Resources | None = None) -> None:
+        self.folder, self.resources, self.seed = folder, resources or Resources(), 7
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir(parents=True)
+        self.told: list[dict[str, float]] = []
+        self.checkpoints: list[Path] = []
+
+    def progress(self, done: int, total: int, **measures: float) -> None:
+        self.told.append({"done": done, "total": total, **measures})
+
+    def keep(self, folder: Path) -> None:
+        kept = self.folder / f"kept-{len(self.checkpoints)}"
+        folder.rename(kept)
+        self.checkpoints.append(kept)
+
+    def kept(self) -> Path | None:
+        return self.checkpoints[-1] if self.checkpoints else None
+
+    def save(self, kind: Any, path: Path, about: Mapping[str, object] | None = None) -> Any:
+        return kind(str(path), "", dict(about or {}))
+
+    def another(self) -> "Work":
+        """A workspace for one step more."""
+        return Work(Path(tempfile.mkdtemp(dir=self.folder)), self.resources)
+
+    def curve(self, measure: str = "loss") -> Sequence[float]:
+        return [line[measure] for line in self.told if measure in line]

@@ -1,0 +1,88 @@
+"""A model behind an endpoint: that it is the right one, and that nothing of it stays."""
+
+import json
+import socket
+import urllib.request
+
+import openai
+import pytest
+import torch
+
+from operators.artifact import Deployment
+from operators.serving import EndpointTaken, PortBusy, ProbeFailed, busy, serve, take_down
+from tests.operators.small import saved
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def served(ray_local, tmp_path, workspace, port):
+    """A tiny model, its endpoint, and the model that it must differ from."""
+    from ray import serve as ray_serve
+
+    ray_local()
+    model, base = saved(tmp_path / "model"), saved(tmp_path / "base", seed=1)
+    yield model, base, serve.body(workspace, model=model, base=base, name="tiny", port=port)
+    ray_serve.shutdown()
+
+
+def test_an_endpoint_proves_its_model_answers_openai_and_goes(served, workspace, tmp_path, port):
+    model, base, made = served
+    assert isinstance(made, Deployment)
+    assert made.about["probe"]["from_artifact"] < 1e-4 < made.about["probe"]["from_base"]
+    assert json.loads(made.path.read_text()) == made.about
+
+    client = openai.OpenAI(base_url=made.about["url"], api_key="none", max_retries=0)
+    (listed,) = client.models.list().data
+    assert (listed.id, listed.digest) == ("tiny", model.digest)
+    wish = {"model": "tiny", "messages": [{"role": "user", "content": "the cat"}], "temperature": 0, "max_tokens": 8}
+    whole = client.chat.completions.create(**wish)
+    parts = client.chat.completions.create(**wish, stream=True)
+    assert "".join(p.choices[0].delta.content or "" for p in parts) == whole.choices[0].message.content
+    with pytest.raises(openai.NotFoundError, match="no model is called 'other'"):
+        client.completions.create(model="other", prompt="the cat")
+
+    # The same name again is the same endpoint with another model; a second name has no place.
+    again = serve.body(workspace.another(), model=base, name="tiny", port=port)
+    assert again.about["model"] == base.digest
+    with pytest.raises(EndpointTaken, match="serves 'tiny' below /v1 already"):
+        serve.body(workspace.another(), model=model, name="second", port=port)
+
+    with pytest.raises(ProbeFailed, match="are the base's too"):
+        serve.body(workspace.another(), model=model, base=model, name="tiny", port=port)
+    with pytest.raises(urllib.error.HTTPError):  # what failed its probe is not left up
+        urllib.request.urlopen(f"{made.about['url']}/models", timeout=30)
+    take_down("tiny", model.digest)
+
+
+def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspace):
+    ray_local()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert busy("127.0.0.1", port)
+        with pytest.raises(PortBusy, match=f"127.0.0.1:{port} is in use, expected a free port"):
+            serve.body(workspace, model=saved(tmp_path / "model"), port=port)
+    assert not busy("127.0.0.1", port)
+
+
+def test_logits_of_the_probe_are_the_models(tmp_path):
+    from operators.engines.native import Native
+    from operators.language_models import load, load_tokenizer
+    from operators.serving import probe_ids
+
+    folder = saved(tmp_path / "model").path
+    ids = probe_ids(folder)
+    assert len(set(ids)) == len(ids)
+    model = load(folder)
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(Native(model, load_tokenizer(folder)).logits(ids), wanted)
