@@ -75,6 +75,11 @@ def bring(code: Code, folder: str = "") -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(module_name(u)) for u in code.uses)
 
 
+def brought() -> Code:
+    """What `bring` brought last to this process."""
+    return next((f.code for f in sys.meta_path if isinstance(f, _Brought)), Code())
+
+
 def _owner(top: str) -> str:
     """Who has the top-level name already, or nothing."""
     if top in sys.stdlib_module_names:

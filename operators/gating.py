@@ -82,8 +82,10 @@ def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], requi
     """
     found = [(r, compared(r, results)) for r in require]
     failed = [said(r, d) for r, d in found if not holds(r, d)]
-    for requirement, difference in found:
-        print(f"{'holds' if holds(requirement, difference) else 'FAILS'}: {said(requirement, difference)}")
+    for done, (requirement, difference) in enumerate(found, 1):
+        fine = holds(requirement, difference)
+        print(f"{'holds' if fine else 'FAILS'}: {said(requirement, difference)}")
+        work.progress(done, len(found), **asdict(difference), holds=float(fine))
     if failed:
         raise GateClosed(failed)
     report = [{**asdict(r), **asdict(d), "said": said(r, d)} for r, d in found]

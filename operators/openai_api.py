@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.concurrency import iterate_in_threadpool
 
 from operators.engines.native import Native, Sampling
 from operators.openai_answers import Refused, Stream, choice, event, failure, refusing, usage
@@ -31,6 +32,24 @@ class Answer:
     reason: str = "length"
 
 
+class Turns:
+    """One answer at a time, in the order in which they were asked for, all of them by one thread."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.thread = ThreadPoolExecutor(1, "engine")  # every other one would have threads of torch of its own
+
+    async def taken(self, parts: Generator[str, None, None]) -> AsyncGenerator[str, None]:
+        """The parts, when it is their turn; it is over when this generator is closed."""
+        loop = asyncio.get_running_loop()
+        async with self.turn:
+            try:
+                while (part := await loop.run_in_executor(self.thread, next, parts, None)) is not None:
+                    yield part
+            finally:
+                self.thread.submit(parts.close)  # behind the token that is being computed, which nothing can stop
+
+
 def api(engine: Native, name: str, about: dict[str, Any]) -> FastAPI:
     """The application; it answers one request at a time, in the order in which they came.
 
@@ -41,7 +60,7 @@ def api(engine: Native, name: str, about: dict[str, Any]) -> FastAPI:
     """
     app = FastAPI(title=f"LFM: {name}")
     refusing(app)
-    turn = asyncio.Lock()
+    turns = Turns()
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "lfm", **about}
 
     @app.get("/v1/models")
@@ -56,12 +75,12 @@ def api(engine: Native, name: str, about: dict[str, Any]) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(wish: ChatWish, request: Request) -> Any:
         _known(wish.model, name)
-        return await _respond(engine, turn, wish, chat_ids(engine, wish.messages), request)
+        return await _respond(engine, turns, wish, chat_ids(engine, wish.messages), request)
 
     @app.post("/v1/completions")
     async def complete(wish: TextWish, request: Request) -> Any:
         _known(wish.model, name)
-        return await _respond(engine, turn, wish, text_ids(engine, wish.prompt), request)
+        return await _respond(engine, turns, wish, text_ids(engine, wish.prompt), request)
 
     return app
 
@@ -71,9 +90,7 @@ def _known(asked: str, name: str) -> None:
         raise Refused(404, f"no model is called {asked!r}, expected {name!r}", "model", "model_not_found")
 
 
-async def _respond(
-    engine: Native, turn: asyncio.Lock, wish: ChatWish | TextWish, ids: list[int], request: Request
-) -> Any:
+async def _respond(engine: Native, turns: Turns, wish: ChatWish | TextWish, ids: list[int], request: Request) -> Any:
     room = UNLIMITED if engine.context is None else engine.context - len(ids)
     if room < 1:
         what = f"the prompt has {len(ids)} tokens, expected fewer than the model's context of {engine.context}"
@@ -88,29 +105,28 @@ async def _respond(
     parts = _grow(engine, ids, sampling, wish.stops, answer)
     head = {"id": f"{wish.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": wish.model}
     if wish.stream:
-        return Stream(_events(turn, wish, ids, parts, answer, head))
+        return Stream(_events(turns.taken(parts), wish, ids, answer, head))
     said = []
-    async with turn:
-        if not await request.is_disconnected():
-            async for part in iterate_in_threadpool(parts):
-                said.append(part)
-                if await request.is_disconnected():
-                    break
+    async with aclosing(turns.taken(parts)) as taken:
+        async for part in taken:
+            said.append(part)
+            if await request.is_disconnected():  # nobody else would tell: an answer as a whole is sent at its end
+                break
     done = choice(wish.kind, "".join(said), answer.reason)
     return {**head, "object": wish.kind, "choices": [done], "usage": usage(ids, answer.tokens)}
 
 
 async def _events(
-    turn: asyncio.Lock, wish: Wish, ids: Sequence[int], parts: Iterator[str], answer: Answer, head: dict[str, Any]
+    parts: AsyncGenerator[str, None], wish: Wish, ids: Sequence[int], answer: Answer, head: dict[str, Any]
 ) -> AsyncGenerator[str, None]:
     """The answer as server-sent events; an error of the engine is the last one."""
     counted = wish.stream_options is not None and wish.stream_options.include_usage
     shape = {**head, "object": wish.part_kind, **({"usage": None} if counted else {})}
     try:
-        async with turn:
-            if wish.opening:
-                yield event({**shape, "choices": [wish.opening]})
-            async for part in iterate_in_threadpool(parts):
+        if wish.opening:
+            yield event({**shape, "choices": [wish.opening]})
+        async with aclosing(parts):
+            async for part in parts:
                 if part:
                     yield event({**shape, "choices": [choice(wish.part_kind, part, None)]})
         yield event({**shape, "choices": [choice(wish.part_kind, "", answer.reason)]})
@@ -124,7 +140,7 @@ async def _events(
 
 def _grow(
     engine: Native, ids: Sequence[int], sampling: Sampling, stops: Sequence[str], answer: Answer
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The answer's text, a part for every token; what may still become a stop string or a character is held back."""
     tokens: list[int] = []
     given = text = ""

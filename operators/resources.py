@@ -1,8 +1,11 @@
 """What one step asks of the cluster."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from lfm.errors import LfmError
+
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
 
 class ResourcesError(LfmError, ValueError):
@@ -22,6 +25,10 @@ class Resources:
 
     Attributes:
         workers: Processes that share the work. With one, the step computes in its own task.
+        strategy: How those that train share a model: ``single`` is one process, ``ddp`` gives each a whole copy,
+            ``zero1`` shares out the optimizer's moments, ``zero2`` also the gradients, ``zero3`` also the parameters.
+        offload: Where a ``zero`` strategy keeps what does not compute: with the rest, or in the memory of the
+            ``cpu``.
         cpus_per_worker: CPUs of each.
         gpus_per_worker: GPUs of each, a share of one allowed.
         accelerator: The kind of device: ``cpu``, ``gpu`` or a name that Ray knows (``H100``). It is part of
@@ -30,6 +37,8 @@ class Resources:
     """
 
     workers: int = 1
+    strategy: Strategy = "single"
+    offload: Literal["none", "cpu"] = "none"
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     accelerator: str = "cpu"
@@ -40,6 +49,12 @@ class Resources:
     def __post_init__(self) -> None:
         for holds, name, allowed in (
             (self.workers >= 1, "workers", "workers >= 1"),
+            (self.strategy in get_args(Strategy), "strategy", f"one of {', '.join(get_args(Strategy))}"),
+            (
+                self.offload == "none" or (self.offload == "cpu" and self.strategy.startswith("zero")),
+                "offload",
+                "'none', or 'cpu' with strategy zero1, zero2 or zero3",
+            ),
             (self.cpus_per_worker > 0, "cpus_per_worker", "cpus_per_worker > 0"),
             (self.gpus_per_worker >= 0, "gpus_per_worker", "gpus_per_worker >= 0"),
             (self.memory >= 0, "memory", "bytes, memory >= 0"),
@@ -51,6 +66,11 @@ class Resources:
         ):
             if not holds:
                 raise ResourcesError(name, getattr(self, name), allowed)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether processes of their own do the work, instead of the step's."""
+        return self.workers > 1 or self.strategy != "single"
 
     @property
     def cpus(self) -> float:

@@ -42,3 +42,6 @@ class Workspace(Protocol):
 
         The files move into the store when the step ends well; until then nothing is committed.
         """
+
+    def register(self, artifact: Artifact, name: str, alias: str) -> int:
+        """Give an input a version under `name`, unless it has one, move `alias` to that, and return its number."""

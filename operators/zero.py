@@ -5,6 +5,7 @@ Stage 1 shares out the optimizer's moments, stage 2 also the gradients, stage 3 
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,6 +21,13 @@ from operators.objectives import Objective
 from operators.training import Training
 
 GROWTH_STEPS = 2000  # float16's scale: as torch's GradScaler has it
+WHOLE = {
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}
+"""What stage 3 leaves whole, always or for a while, in elements: what DeepSpeed does by itself."""
 
 
 def _deepspeed(place: Place) -> Any:
@@ -32,6 +40,8 @@ def _deepspeed(place: Place) -> Any:
     if place.device.type == "cpu":
         # Without them it uses gloo, as on any system but Linux; with them it first compiles for most of a minute.
         deepspeed.ops.__compatible_ops__ = {}
+    # It calls torch's collectives by their old names, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if place.device.type == "cuda" else "gloo")
     return deepspeed
@@ -39,7 +49,7 @@ def _deepspeed(place: Place) -> Any:
 
 def _settings(place: Place, training: Training) -> dict[str, Any]:
     stage = int(place.strategy.removeprefix("zero"))
-    zero: dict[str, Any] = {"stage": stage}
+    zero: dict[str, Any] = {"stage": stage, **(WHOLE if stage == 3 else {})}
     if place.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
@@ -215,11 +225,11 @@ class Sharded(Learner):
             p.ds_tensor.data.copy_(mine)
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         for name, p in self.objective.named_parameters():
             if name not in self.learnt:
-                with GatheredParameters([p]):
+                with deepspeed.zero.GatheredParameters([p]):
                     yield name, p.data
 
     def _here(self, pairs: Any) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Option = tuple[str, dict[str, Any]]
 
+STORED = "RUN/STEP, a step of the last run that made it, NAME@ALIAS, NAME:VERSION, or how a digest begins"
 PIPELINE: Option = ("pipeline", {"help": "a .yaml or .py file, or the name of a recipe that comes along"})
 RUN: Option = ("run", {"help": "a run's name, a part that only it has, or 'last'"})
 STORE: Option = ("--store", {"default": ".lfm", "help": "where artifacts and runs are kept (default: .lfm)"})
@@ -26,6 +27,9 @@ ADDRESS: Option = (
 
 DETACH: Option = ("--detach", {"action": "store_true",
     "help": "show the run until its endpoints are up, then leave them to the background; 'lfm stop' ends them"})  # fmt: skip
+MLFLOW: Option = ("--mlflow", {"default": "", "metavar": "URI",
+    "help": "where MLflow keeps runs: a server, a database, 'own' (beside the artifacts) or 'none' (default: "
+            "MLFLOW_TRACKING_URI, else own where the store is a folder)"})  # fmt: skip
 AS: Option = ("--as", {"default": "", "dest": "name", "metavar": "NAME", "help": argparse.SUPPRESS})
 
 COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
@@ -41,9 +45,9 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
          ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
          ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"}),
-         DETACH, AS],
+         MLFLOW, DETACH, AS],
     ),
-    "resume": ("go on with a run that was interrupted or failed", "lfm resume last", [RUN, STORE, ADDRESS, JSON]),
+    "resume": ("go on with a run that was interrupted or failed", "lfm resume last", [RUN, STORE, ADDRESS, MLFLOW, JSON]),
     "stop": ("end a run that is going on", "lfm stop last", [RUN, STORE]),
     "ps": ("list runs", "lfm ps", [STORE, JSON]),
     "show": ("show a run: steps, times and what they made", "lfm show last", [RUN, STORE, JSON]),
@@ -57,12 +61,12 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "serve a stored model as an endpoint with the OpenAI API, until Ctrl-C",
         "lfm serve up last/merged --port 8000",
         [("action", {"choices": ["up"], "help": "bring it up"}),
-         ("model", {"help": "RUN/STEP, a step of the last run that made it, or how a digest begins"}),
+         ("model", {"help": STORED}),
          ("--base", {"default": "", "metavar": "MODEL", "help": "a stored model that its logits must differ from"}),
          ("--name", {"default": "model", "help": "what requests call it (default: model)"}),
          ("--host", {"default": "127.0.0.1", "help": "where it listens (default: 127.0.0.1)"}),
          ("--port", {"type": int, "default": 8000, "help": "the same (default: 8000)"}),
-         STORE, ADDRESS, JSON, DETACH, AS],
+         STORE, ADDRESS, MLFLOW, JSON, DETACH, AS],
     ),
     "why": (
         "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",
@@ -72,12 +76,29 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "lineage": (
         "print what an artifact came from, down to the data",
         "lfm lineage last/merged",
-        [("artifact", {"help": "RUN/STEP, a step of the last run that made it, or how a digest begins"}), STORE, JSON],
+        [("artifact", {"help": STORED}), STORE, JSON],
+    ),
+    "export": (
+        "write a model or an adapter into a folder that transformers, PEFT and vLLM load, with a model card",
+        "lfm export last/merged ./merged",
+        [("artifact", {"help": STORED}), ("folder", {"help": "a new or an empty folder"}), STORE, JSON],
+    ),
+    "gc": (
+        "delete what no run and no registered name refers to",
+        "lfm gc --keep-last 20 --dry-run",
+        [("--keep-last", {"type": int, "metavar": "N", "help": "drop all runs but the last N, and those going on"}),
+         ("--run", {"action": "append", "default": [], "dest": "runs", "metavar": "RUN", "help": "drop this run"}),
+         ("--dry-run", {"action": "store_true", "help": "only say what would go"}), STORE, JSON],
     ),
     "methods": (
         "list every method that a pipeline can name",
         "lfm methods merging",
         [("family", {"nargs": "?", "default": "", "help": "only this family"}), JSON],
+    ),
+    "ui": (
+        "show the runs of a store on MLflow's own pages, until Ctrl-C",
+        "lfm ui --port 5001",
+        [STORE, MLFLOW, ("--port", {"type": int, "default": 5000, "help": "where it listens (default: 5000)"})],
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from pipelines.lineage import find_run, history, runs
+from pipelines.registry import Registry
 from pipelines.storage import Storage, at_once
 from pipelines.store import MissingArtifact, Result, Store
 
@@ -20,8 +21,9 @@ class UnknownArtifact(LfmError, LookupError):
 
     def __str__(self) -> str:
         return (
-            f"{self.name!r} names no artifact, expected RUN/STEP, a step of some run or the first letters "
-            f"of a digest. Steps that made something: {', '.join(self.known) or 'none'}."
+            f"{self.name!r} names no artifact, expected RUN/STEP, a step of some run, a registered NAME@ALIAS or "
+            "NAME:VERSION, or the first letters of a digest. Steps that made something: "
+            f"{', '.join(self.known) or 'none'}."
         )
 
 
@@ -106,6 +108,19 @@ class _Walk:
             return ""
 
 
+def ancestor_line(one: Ancestor) -> str:
+    """One line of an ancestry: what it is, what made it, its digest."""
+    role = f"{one.role}: " if one.role else ""
+    return f"{'  ' * one.depth}{role}{one.kind} {_origin(one)} digest {one.digest}"
+
+
+def _origin(one: Ancestor) -> str:
+    if one.made_by is None:
+        return one.uri or "of a step that the store has forgotten"
+    method = one.made_by.components["method"]
+    return f"{one.made_by.step} ({one.made_by.components['operator']}){f' {method[0]}' if method else ''}"
+
+
 def sources(result: Result) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     """What a step took: the edge and the place in it, ``{kind, digest, uri}``, and its maker's fingerprint if known."""
     for edge, filled in result.inputs.items():
@@ -127,11 +142,16 @@ def results(store: Store) -> list[Result]:
 
 
 def find_artifact(store: Store, name: str) -> str:
-    """The digest that `name` means: ``RUN/STEP``, a ``STEP`` of the last run that made it, or how a digest begins.
+    """The digest that `name` means.
+
+    It is ``RUN/STEP``, a ``STEP`` of the last run that made it, ``NAME@ALIAS`` or ``NAME:VERSION`` of the registry, or
+    how a digest begins.
 
     Raises:
         UnknownArtifact: None, or more than one.
         UnknownRun: No such run.
+        UnknownName: Nothing is registered so.
+        UnknownVersion: It has no such version.
     """
     return _found(store, name)[0]
 
@@ -149,6 +169,8 @@ def find_maker(store: Store, name: str) -> Result | None:
 
 def _found(store: Store, name: str) -> tuple[str, str, str]:
     """A digest, and the run and step that were named."""
+    if re.fullmatch(r"[\w.-]+[@:][\w-]+", name):
+        return Registry(store.storage).find(name).digest, "", ""
     if re.fullmatch("[0-9a-f]{6,64}", name):
         found = [d for d in store.storage.folders("artifacts") if d.startswith(name)]
         if len(found) == 1:

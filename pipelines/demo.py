@@ -55,7 +55,7 @@ def _present(run: str) -> None:
         f"{probe['from_artifact']:.1g} and from the student's by {probe['from_base']:.2g}, of the largest logit."
     )
     print("\nWhat it serves came from:")
-    main(["lineage", endpoint["model"]])
+    main(["lineage", f"{run}/endpoint"])
 
 
 def _ask(endpoint: Mapping[str, Any], question: str, limit: int) -> str:

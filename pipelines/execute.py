@@ -25,6 +25,7 @@ from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
 from pipelines.inspector import STORED, InputChanged, Looks, fetch
+from pipelines.registry import Registry
 from pipelines.storage import Storage, cache, open_storage, remove
 from pipelines.store import MANIFEST, Result, Store
 
@@ -112,9 +113,11 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     scratch = storage.scratch()
     work = _Workspace(scratch, task, storage)
     try:
-        with _threads(task.resources):
-            made = verb.body(work, **arguments)
-        work.flush()
+        try:
+            with _threads(task.resources):
+                made = verb.body(work, **arguments)
+        finally:
+            work.flush()  # what it measured last often says why it failed
         if not isinstance(made, verb.gives):
             raise NothingSaved(task.operator, type(made).__name__)
         digest = made.digest or store.put(made.path, kind_of(type(made)), made.about)
@@ -130,11 +133,13 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
         seconds=time.monotonic() - began,
         inputs=_sources(task.inputs),
         components=task.components,
+        uri=_place(task.inputs, made.digest) if made.digest else "",
     )
     if not task.effect:
         result = store.commit(result)
     work.forget()
-    return {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
+    done = {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
+    return {**done, "uri": result.uri} if result.uri else done
 
 
 class _Workspace:
@@ -146,7 +151,7 @@ class _Workspace:
     def __init__(self, scratch: Path, task: Task, storage: Storage) -> None:
         self.scratch, self.resources = scratch, task.resources
         self.seed = int(task.fingerprint[:12], 16)
-        self._storage, self._key = storage, task.measures
+        self._storage, self._key, self._made_by = storage, task.measures, (task.run, task.step)
         self._keep_at = f"checkpoints/{task.fingerprint}"
         self._lines: list[dict[str, Any]] = []
         self._due = 0.0
@@ -172,8 +177,8 @@ class _Workspace:
         number = int(older[-1].partition("-")[0]) + 1 if older else 1
         # The letters keep two attempts apart, should one that counts as lost still write.
         self._storage.adopt(folder, f"{self._keep_at}/{number:06}-{os.urandom(4).hex()}")
-        for number in older:
-            self._storage.delete(f"{self._keep_at}/{number}")
+        for name in older:
+            self._storage.delete(f"{self._keep_at}/{name}")
 
     def kept(self) -> Path | None:
         found = self._checkpoints()
@@ -181,16 +186,23 @@ class _Workspace:
 
     def forget(self) -> None:
         """Drop the checkpoints, which nobody needs once the step's result is there."""
-        for number in self._checkpoints():
-            self._storage.delete(f"{self._keep_at}/{number}")
+        for name in self._checkpoints():
+            self._storage.delete(f"{self._keep_at}/{name}")
 
     def _checkpoints(self) -> list[str]:
         """The names of the whole ones, oldest first: a manifest is what `adopt` moves in last."""
         keys = (k.removeprefix(f"{self._keep_at}/").split("/") for k in self._storage.list(self._keep_at))
-        return sorted(number for number, *rest in keys if rest == [MANIFEST])
+        return sorted(name for name, *rest in keys if rest == [MANIFEST])
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         return kind(str(path), "", dict(about or {}))
+
+    def register(self, artifact: Artifact, name: str, alias: str) -> int:
+        registry, (run, step) = Registry(self._storage), self._made_by
+        kind, about = kind_of(type(artifact)), artifact.about
+        version = registry.register(name, artifact.digest, kind, run=run, step=step, about=about)
+        registry.point(name, alias, version.number)
+        return version.number
 
 
 def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
@@ -222,6 +234,19 @@ def _sources(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {"kind": kind_of(type(artifact)), "digest": artifact.digest, "uri": artifact.uri}
 
     return {k: _each(v, one) for k, v in inputs.items()}
+
+
+def _place(inputs: Mapping[str, Any], digest: str) -> str:
+    """Where an input is that a step hands on: empty where that is the store."""
+    found: list[str] = []
+
+    def one(artifact: Artifact) -> None:
+        if artifact.digest == digest and not artifact.uri.startswith(STORED):
+            found.append(artifact.uri)
+
+    for filled in inputs.values():
+        _each(filled, one)
+    return found[0] if found else ""
 
 
 def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from operators.artifact import Artifact, Dataset
 from pipelines.model_files import lacking, needed
@@ -26,7 +26,7 @@ def pin(artifact: A) -> A:
     name, revision, kind = _parts(artifact)
     with _answered(artifact):
         hub = huggingface_hub.HfApi()
-        info = hub.repo_info(name, revision=revision or None, repo_type=kind, timeout=ASK_S)
+        info: Any = hub.repo_info(name, revision=revision or None, repo_type=kind, timeout=ASK_S)
         if info.gated:
             hub.auth_check(name, repo_type=kind)
     problem = lacking(type(artifact), [s.rfilename for s in info.siblings or ()])
@@ -60,8 +60,13 @@ def _parts(artifact: Artifact) -> tuple[str, str, str]:
 
 @contextmanager
 def _answered(artifact: Artifact) -> Iterator[None]:
-    import httpx
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # of the client that the library uses: a failed connection is one
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -73,6 +78,6 @@ def _answered(artifact: Artifact) -> Iterator[None]:
         raise InputProblem(artifact.uri, "is not on the hub, or is private", fix) from error
     except RevisionNotFoundError as error:
         raise InputProblem(artifact.uri, "has no such revision", "Check what follows the @.") from error
-    except (httpx.HTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         what = f"could not be looked up ({str(error).strip().partition(chr(10))[0]})"
         raise InputProblem(artifact.uri, what, "Check the name, the network and HF_ENDPOINT.") from error

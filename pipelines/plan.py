@@ -12,6 +12,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
+from operators.training import Training
 from pipelines.source import Reach, reach
 from pipelines.spec import Reference, Spec, StepSpec, names_in, near
 
@@ -141,6 +142,11 @@ def survey(spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "
             problems.append(f"input {name!r}: {problem}")
     for name, step in spec.steps.items():
         verb = catalog.operator(step.operator)
+        if name in wanted and step.resources.strategy != "single" and Training not in verb.bundles.values():
+            problems.append(
+                f"step {name!r}: strategy={step.resources.strategy!r} for {verb.name!r}, which trains nothing, "
+                "expected 'single'. Leave it out."
+            )
         if name in wanted and verb.problems is not None:
             problems += [f"step {name!r}: {clause}" for clause in _foreseen(step, verb, verb.problems, seen)]
     return problems
@@ -199,7 +205,7 @@ def _planned(
         resources=step.resources,
         kind=kind_of(verb.makes(step.method)),
         effect=verb.effect,
-        starts_workers=verb.starts_workers or step.resources.workers > 1,
+        starts_workers=verb.starts_workers or step.resources.grouped,
         needs=_needs(step, spec),
         fingerprint="" if unknown else hashlib.sha256(canonical.encode()).hexdigest(),
         components=json.loads(canonical),

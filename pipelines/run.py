@@ -68,8 +68,9 @@ class _Driver:
         self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
         self.max_failures = max_failures
         self.made: dict[str, Artifact] = dict(plan.inputs)
-        self.hits = {s.name: hit for s in plan.steps.values() if (hit := store.hit(s.fingerprint))}
-        stored = frozenset(plan.steps[n].fingerprint for n in self.hits)
+        found = store.hits(s.fingerprint for s in plan.steps.values())
+        self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
+        stored = frozenset(found)
         self.progress = Progress(stored=stored, forced=forced)
         self.tasks: dict[Any, Task] = {}
         self.capacity: Capacity | None = None
@@ -123,7 +124,7 @@ class _Driver:
 
     def _reuse(self, step: str) -> Event:
         hit = self.hits[step]
-        self._done(step, hit.kind, hit.digest, hit.about)
+        self._done(step, hit.kind, hit.digest, hit.about, hit.uri)
         data = {
             "artifact": hit.kind,
             "digest": hit.digest,
@@ -171,14 +172,14 @@ class _Driver:
         running = self.progress.running - {task.step}
         self.progress = replace(self.progress, running=running)
         if outcome["kind"] == "commit":
-            self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"])
+            self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
         else:
             failures = {**self.progress.failures, task.step: self.progress.failures.get(task.step, 0) + 1}
             self.progress = replace(self.progress, failures=failures)
         return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
 
-    def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any]) -> None:
-        self.made[step] = KINDS[kind]("", digest, about)
+    def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any], uri: str) -> None:
+        self.made[step] = KINDS[kind](uri, digest, about)
         self.progress = replace(self.progress, done=self.progress.done | {step})
 
     def _task(self, step: PlannedStep) -> Task:

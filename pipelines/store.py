@@ -39,6 +39,7 @@ class Result:
         inputs: For each edge, what filled it: ``{kind, digest, uri}``, or a list or mapping of these; `uri` is
             empty for what another step made.
         components: What the fingerprint is a hash of.
+        uri: Where it is, of an input from outside that the step handed on; empty for what the store holds.
     """
 
     fingerprint: str
@@ -50,6 +51,7 @@ class Result:
     seconds: float = 0.0
     inputs: Mapping[str, Any] = field(default_factory=dict)
     components: Mapping[str, Any] = field(default_factory=dict)
+    uri: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +159,9 @@ class Store:
         return None if data is None else Result(**json.loads(data))
 
     def hit(self, fingerprint: str) -> Result | None:
-        """A result whose artifact is there and complete."""
+        """A result whose artifact is there and complete; what is outside is for the plan's pin and the step to see."""
         result = self.result(fingerprint)
-        return result if result is not None and self.whole(result.digest) else None
+        return result if result is not None and (result.uri or self.whole(result.digest)) else None
 
     def hits(self, fingerprints: Iterable[str]) -> dict[str, Result]:
         """The same for many at once, by fingerprint: those that have a result."""

@@ -1,5 +1,6 @@
 """Our own engine: a plain decode loop with a key-value cache, for any decoder of transformers."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,10 @@ class Native:
         """
         import transformers
 
+        trunk = trunk_of(self.model)
+        # What it calls the keys and values of what it has read: transformers renames it within its version 5.
+        cache_name = "cache" if "cache" in inspect.signature(trunk.forward).parameters else "past_key_values"
+        cache = {cache_name: transformers.DynamicCache(config=self.model.config)}
         lengths = [len(p) for p in prompts]
         if not all(n > 0 and (self.context is None or n < self.context) for n in lengths):
             room = "" if self.context is None else f" and fewer than the model's context of {self.context}"
@@ -89,7 +94,6 @@ class Native:
         ids = torch.tensor([[self.tokenizer.pad_token_id] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths])
         ids, mask = ids.to(device), mask.to(device)
-        cache = transformers.DynamicCache(config=self.model.config)
         draws = torch.Generator(device).manual_seed(sampling.seed)
         going = [True] * len(prompts)
         for given in range(sampling.max_tokens):
@@ -100,13 +104,7 @@ class Native:
                 return
             # A text that has ended goes on unseen beside the others, on the last place that there is.
             places = (mask.cumsum(-1) - 1).clamp(min=0, max=self.context and self.context - 1)[:, -ids.shape[1] :]
-            out = trunk_of(self.model)(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            out = trunk(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **cache)
             logits = self.head.shaped(self.head.linear(out.last_hidden_state[:, -1])).float()
             ids = choose(logits, sampling, draws)[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
@@ -136,8 +134,9 @@ def choose(logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch
     """The next token of each row."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    # Below the largest all are negative: however small the temperature, none becomes infinite but to the far side.
-    shares = ((logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature).softmax(dim=-1)
+    # Counted from the largest logit none is positive: however small the temperature, it stays the likeliest.
+    temperature = max(sampling.temperature, torch.finfo(logits.dtype).tiny)
+    shares = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     if sampling.top_p < 1:
         ordered, places = shares.sort(dim=-1, descending=True)
         reached = ordered.cumsum(dim=-1)[:, :-1] >= sampling.top_p

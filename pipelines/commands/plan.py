@@ -1,7 +1,7 @@
 """`lfm plan`: say what a run would do."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -18,8 +18,8 @@ def act(arguments: Namespace) -> int:
     """Say what a run would do."""
     storage = open_storage(arguments.store)
     made = read_plan(arguments, storage, there=capacity_at(arguments.address))
-    store = Store(storage)
-    state = {n: _prospect(s.fingerprint, s.effect, store) for n, s in made.steps.items()}
+    stored = Store(storage).hits(s.fingerprint for s in made.steps.values() if s.fingerprint)
+    state = {n: _prospect(s.fingerprint, s.effect, stored) for n, s in made.steps.items()}
     if arguments.json:
         steps = {n: {**described(made, n), "state": state[n]} for n in made.steps}
         return printed({"name": made.spec.name, "inputs": inputs_of(made), "steps": steps})
@@ -37,12 +37,12 @@ def act(arguments: Namespace) -> int:
     return 0
 
 
-def _prospect(fingerprint: str, effect: bool, store: Store) -> str:
+def _prospect(fingerprint: str, effect: bool, stored: Collection[str]) -> str:
     if effect:
         return "runs (effect)"
     if not fingerprint:
         return "unknown"
-    return "stored" if store.hit(fingerprint) else "runs"
+    return "stored" if fingerprint in stored else "runs"
 
 
 def _asks(resources: Resources) -> str:

@@ -7,6 +7,7 @@ from operators.code import Code, bring
 from pipelines.commands._planned import inspector_of
 from pipelines.commands.run import drive_to_end
 from pipelines.lineage import Journal, find_run, history
+from pipelines.outbox import tracking
 from pipelines.plan import plan as planned
 from pipelines.spec import SpecError, build
 from pipelines.storage import open_storage
@@ -17,6 +18,7 @@ def act(arguments: Namespace) -> int:
     storage = open_storage(arguments.store)
     name = find_run(storage, arguments.run)
     began = history(storage, name)[0].data
+    mlflow = tracking(arguments.mlflow or began["mlflow"], storage)
     journal = Journal.claim(storage, name)
     code = Code(tuple(began["uses"]), tuple((k, v) for k, v in began["files"]))
     catalog = Catalog(bring(code))
@@ -24,4 +26,4 @@ def act(arguments: Namespace) -> int:
     if problems:
         raise SpecError(tuple(problems))
     made = planned(spec, inspector_of(storage), catalog, until=began["until"])
-    return drive_to_end(made, storage, journal, arguments, forced=(), retries=began["retries"])
+    return drive_to_end(made, storage, journal, arguments, forced=(), retries=began["retries"], mlflow=mlflow)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +14,8 @@ from lfm.errors import LfmError
 from pipelines.commands._output import printed
 from pipelines.commands._planned import capacity_at, described, inputs_of, read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
+from pipelines.mirror import Mirrored
+from pipelines.outbox import tracking
 from pipelines.plan import Plan
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
@@ -42,10 +45,11 @@ def act(arguments: Namespace) -> int:
 
 def begin(made: Plan, storage: Storage, arguments: Namespace, *, forced: tuple[str, ...] = (), retries: int = 0) -> int:
     """Start a new run of a plan, here or in the background, and return the exit code."""
+    mlflow = tracking(arguments.mlflow, storage)
     if arguments.detach:
         return _detached(made, storage, arguments)
     journal = Journal.claim(storage, arguments.name or new_run(made.spec.name))
-    return drive_to_end(made, storage, journal, arguments, forced=forced, retries=retries)
+    return drive_to_end(made, storage, journal, arguments, forced=forced, retries=retries, mlflow=mlflow)
 
 
 def drive_to_end(
@@ -56,6 +60,7 @@ def drive_to_end(
     *,
     forced: tuple[str, ...],
     retries: int,
+    mlflow: str,
 ) -> int:
     """Drive a plan under a claimed journal, show it, and return the exit code."""
     until = getattr(arguments, "until", "")
@@ -67,13 +72,19 @@ def drive_to_end(
         "until": until,
         "retries": retries,
         "address": arguments.address,
+        "mlflow": mlflow,
         "inputs": inputs_of(made),
         "steps": {n: described(made, n) for n in made.steps},
         "version": version("learn-from-model"),
     }
     started = Event("started", data=data, time=time.time())
-    journal.write([started])
-    with view(made, storage, json_follows=arguments.json) as watch:
+    with Mirrored(storage, journal.run, mlflow) as mirror, view(made, storage, json_follows=arguments.json) as show:
+
+        def watch(events: Sequence[Event]) -> None:
+            show(events)
+            mirror(events)
+
+        journal.write([started])
         watch([started])
         said = drive(
             made,

@@ -1,10 +1,12 @@
 """Store -> everything that the page says of a run, read once."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.lineage import Ancestor, Event, ancestry, history, status
+from pipelines.ancestry import Ancestor, ancestry, recorded
+from pipelines.lineage import Event, history, status
 from pipelines.storage import at_once
 from pipelines.store import Store
 from pipelines.view import measured
@@ -119,7 +121,7 @@ def account(store: Store, run: str, *, now: float) -> Account:
     attempts = {n: _attempts(n, drivers, reports, now if said == "running" else 0.0) for n in planned}
     known = at_once(lambda n: _step(n, planned[n], attempts[n], drivers, store, said), planned)
     steps = {s.name: s for s in known}
-    last = next((s for s in reversed(steps.values()) if s.made and not s.planned["effect"]), None)
+    last = next((s for s in reversed(steps.values()) if s.made), None)
     sessions, served = _sessions(drivers, attempts.values(), now if live else 0.0, said)
     return Account(
         run=run,
@@ -130,7 +132,7 @@ def account(store: Store, run: str, *, now: float) -> Account:
         served=served,
         now=now if live else 0.0,
         steps=steps,
-        ancestors=ancestry(store, last.made["digest"]) if last else (),
+        ancestors=_ancestors(store, run, last) if last is not None else (),
     )
 
 
@@ -141,6 +143,10 @@ def in_order(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
         name = next(n for n, s in left.items() if not any(needed in left for needed in s["needs"]))
         ordered[name] = left.pop(name)
     return ordered
+
+
+def _ancestors(store: Store, run: str, step: Step) -> list[Ancestor]:
+    return ancestry(store, step.made["digest"], recorded(store.storage, run)[step.name])
 
 
 def _by_driver(events: Iterable[Event]) -> list[list[Event]]:
@@ -158,18 +164,20 @@ def _attempts(
 ) -> tuple[Attempt, ...]:
     """A step's attempts; one without an end runs if its driver is the last one and `now` is given."""
     found = []
-    for driver in drivers:
+    for driver, following in zip(drivers, [*drivers[1:], None], strict=True):
         own = [e for e in driver if e.step == step]
+        claimed = following[0].time if following is not None else math.inf
         ends = [e for e in own if e.kind in ENDS]
         for start in (e for e in own if e.kind == "start"):
             end = next((e for e in ends if e.data["attempt"] == start.data["attempt"]), None)
             lines = reports[start.data["log"]]
             if end is not None:
                 state, ended = ENDS[end.kind], end.time
-            elif now and driver is drivers[-1]:
+            elif now and following is None:
                 state, ended = "running", now
             else:
-                state, ended = "interrupted", max([driver[-1].time, *(line["time"] for line in lines[-1:])])
+                heard = max([driver[-1].time, *(line["time"] for line in lines[-1:])])
+                state, ended = "interrupted", min(heard, claimed)
             attempt = Attempt(
                 number=start.data["attempt"],
                 state=state,
@@ -237,7 +245,7 @@ def _sessions(
         elif serving is not None:
             served = (now if last and status == "serving" else ended) - serving
             ended = serving
-        following = drivers[i + 1][0].time if not last else float("inf")
+        following = drivers[i + 1][0].time if not last else math.inf
         lives = [a.ended for one in attempts for a in one if began <= a.began < following]
         found.append((began, max([ended, *lives])))
     return tuple(found), served

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.page.account import Lines, Step
 from pipelines.page.markup import Markup, element, number
-from pipelines.page.scales import Scale, brief, fitted, ticks, took
+from pipelines.page.scales import Scale, brief, fitted, fitted_wide, log_ticks, ticks, took
 
 MAX_POINTS = 500  # of a curve: more cannot be told apart on a screen
 WIDTH, LEFT, RIGHT, TOP = 440.0, 46.0, 10.0, 8.0
-TALL, SMALL, BETWEEN, BELOW = 150.0, 30.0, 20.0, 30.0
+TALL, SMALL, BETWEEN, BELOW = 150.0, 28.0, 22.0, 18.0
 MAIN_WORD = "loss"  # a measure with it in its name stands in the large part
 BANDS = 60  # places at which pointing shows the values
 
@@ -101,7 +100,114 @@ def _parts(measured: Mapping[str, Series]) -> list[Part]:
     found, top, height = [], TOP, TALL
     for names in (main, *((n,) for n in measured if n not in main)):
         values = [v for n in names for _, v in measured[n]]
-        scale, marks = fitted(values, top + height, top, count=5 if height == TALL else 1)
+        if height == TALL:
+            scale = fitted_wide(values, top + height, top)
+            marks = (log_ticks if scale.logarithmic else ticks)(scale.low, scale.high, 5)
+        else:
+            scale = fitted(values, top + height, top)
+            marks = sorted({min(values), max(values)})
         found.append(Part(names, scale, marks, top, height))
         top, height = top + height + BETWEEN, SMALL
     return found
+
+
+def _axis(part: Part) -> Markup:
+    """Ticks with their lines, and what the part shows where the legend above does not say it."""
+    marks = [
+        (
+            element("path", class_="tick", d=f"M{number(LEFT)} {number(y)}H{number(WIDTH - RIGHT)}"),
+            element("text", brief(tick, 4 if part.height == TALL else 2), x=LEFT - 6, y=y + 3.5, text_anchor="end"),
+        )
+        for tick in part.ticks
+        for y in (part.scale.at(tick),)
+    ]
+    notes = [] if part.height == TALL else [plain(n) for n in part.names]
+    notes += ["logarithmic"] if part.scale.logarithmic else []
+    above = element("text", ", ".join(notes), class_="what", x=LEFT, y=part.top - 5) if notes else None
+    return element("g", marks, above, class_="axis")
+
+
+def _below(across: Scale, bottom: float) -> Markup:
+    """The axis of the step's own steps, which all parts share."""
+    base = element("path", class_="base", d=f"M{number(LEFT)} {number(bottom)}H{number(WIDTH - RIGHT)}")
+    marks = [
+        element("text", f"{tick:.0f}", x=across.at(tick), y=bottom + 14, text_anchor="middle")
+        for tick in ticks(across.low, across.high, 6)
+        if tick == round(tick)
+    ]
+    what = element("text", "step", class_="what", x=LEFT - 12, y=bottom + 14, text_anchor="end")
+    return element("g", base, marks, what, class_="axis")
+
+
+def _line(name: str, points: Series, across: Scale, part: Part) -> Markup:
+    thin = thinned(points, MAX_POINTS if part.height == TALL else MAX_POINTS // 2)
+    places = [(across.at(x), part.scale.at(y)) for x, y in thin]
+    path = "M" + "L".join(f"{number(x)} {number(y)}" for x, y in places)
+    dots = [element("circle", cx=x, cy=y, r=2) for x, y in places] if _dotted(points, part) else []
+    return element("g", element("path", d=path), dots, class_=f"curve {_style(name, part)}")
+
+
+def _dotted(points: Series, part: Part) -> bool:
+    """Whether there are so few points that each is marked."""
+    return len(points) <= BANDS and part.height == TALL
+
+
+def _style(name: str, part: Part) -> str:
+    return f"c{part.names.index(name) % 4}" if part.height == TALL else "small"
+
+
+def _bands(measured: Mapping[str, Series], across: Scale, bottom: float) -> list[Markup]:
+    """Upright stripes that say what was measured there when somebody points at them."""
+    found = []
+    width = (across.high - across.low) / BANDS
+    for i in range(BANDS):
+        low, high = across.low + i * width, across.low + (i + 1) * width
+        inside = {
+            name: [p for p in points if low <= p[0] < high or (i == BANDS - 1 and p[0] == high)]
+            for name, points in measured.items()
+        }
+        steps = sorted({x for points in inside.values() for x, _ in points})
+        if steps:
+            said = [f"{plain(n)} {_span([y for _, y in points])}" for n, points in inside.items() if points]
+            at = f"step {steps[0]:.0f}" if len(steps) == 1 else f"steps {steps[0]:.0f} to {steps[-1]:.0f}"
+            x, stripe = across.at(low), across.at(high) - across.at(low)
+            found.append(
+                element(
+                    "g",
+                    element("title", "\n".join([at, *said])),
+                    element("rect", x=x, y=TOP, width=stripe, height=bottom - TOP),
+                    class_="band",
+                )
+            )
+    return found
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = brief(min(values)), brief(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _key(name: str, points: Series, part: Part) -> Markup:
+    """An entry of the legend: the line, its name and where it ended."""
+    dot = element("circle", cx=11, cy=5, r=2) if _dotted(points, part) else None
+    sample = element("g", element("path", d="M0 5H22"), dot, class_=f"curve {_style(name, part)}")
+    lowest = min(points, key=lambda p: p[1])
+    also = f" (lowest {brief(lowest[1])} at {lowest[0]:.0f})" if lowest[0] != points[-1][0] else ""
+    return element(
+        "span",
+        element("svg", sample, viewBox="0 0 22 10", class_="sample", aria_hidden="true"),
+        element("span", f"{plain(name)} ", element("b", brief(points[-1][1])), also),
+    )
+
+
+def _told(name: str, points: Series) -> str:
+    low = min(points, key=lambda p: p[1])
+    return (
+        f"{plain(name)} from {brief(points[0][1])} at step {points[0][0]:.0f} to {brief(points[-1][1])} "
+        f"at step {points[-1][0]:.0f}, lowest {brief(low[1])} at step {low[0]:.0f}"
+    )
+
+
+def plain(name: str) -> str:
+    """A measure's name in words."""
+    return name.replace("_", " ")

@@ -45,7 +45,7 @@ def _arrows(account: Account) -> dict[tuple[str, str], tuple[str, str]]:
     """For each arrow what its target takes, by the name of the edge, and the kind of artifact that goes along it."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
     for target, step in account.steps.items():
-        for edge, source in _fills(step.planned["inputs"]):
+        for edge, source in filled(step.planned["inputs"]):
             if source in account.steps:
                 arrow, kind = (source, target), account.steps[source].planned["kind"]
             else:
@@ -55,7 +55,7 @@ def _arrows(account: Account) -> dict[tuple[str, str], tuple[str, str]]:
     return found
 
 
-def _fills(inputs: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+def filled(inputs: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Each thing that fills an edge, with the edge's name."""
     for edge, filled in inputs.items():
         if isinstance(filled, str):
@@ -77,7 +77,7 @@ def _step_box(step: Step, *, compact: bool) -> Box:
     name = len(_short(step.name)) * NAME
     if compact:
         return Box(name + len(_fact(step)) * SMALL + 44, 24)
-    return Box(max(name, len(_short(step.verb)) * SMALL, len(_fact(step)) * SMALL + 16) + 22, 54)
+    return Box(max(name, len(_short(step.verb)) * SMALL, len(_fact(step)) * SMALL + 16) + 20, 54)
 
 
 def _input_box(name: str) -> Box:
@@ -162,7 +162,7 @@ def lit(account: Account) -> Markup:
 
 
 def _legend(account: Account) -> Markup:
-    kinds = dict.fromkeys(kind for _, kind in _arrows(account).values())
+    kinds = {"model" if kind == "adapter" else kind for _, kind in _arrows(account).values()}
     states = dict.fromkeys(s.state for s in account.steps.values())
     line = [
         element(
@@ -174,7 +174,7 @@ def _legend(account: Account) -> Markup:
                 class_="sample",
                 aria_hidden="true",
             ),
-            kind,
+            "model or adapter" if kind == "model" else kind,
         )
         for kind in sorted(kinds)
     ]

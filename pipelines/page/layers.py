@@ -4,12 +4,14 @@ Each node stands right of all that it comes from. An arrow over several layers g
 from one node share their joints, so that they run as one line up to where they part.
 """
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SWEEPS = 16  # orders hardly change after this many
-GAP_X, GAP_Y = 34.0, 12.0
+GAP_X, GAP_Y = 28.0, 12.0
 JOINT = 6.0  # how much height a passing line takes
 STRAIGHT = 4.0  # how much rather a line bends beside a node than between two joints
 
@@ -48,7 +50,7 @@ def arranged(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str]]) -> Arr
         return Arranged({}, {}, 0.0, 0.0)
     rank = ranks(list(boxes), arrows)
     paths = {(s, t): [(s, r) for r in range(rank[s], rank[t])] + [(t, rank[t])] for s, t in arrows}
-    hops = sorted({hop for path in paths.values() for hop in zip(path, path[1:], strict=False)})
+    hops = sorted({hop for path in paths.values() for hop in pairwise(path)})
     layers = _ordered(_layers(boxes, rank, hops), hops)
     heights = {spot: boxes[spot[0]].height if rank[spot[0]] == spot[1] else JOINT for layer in layers for spot in layer}
     joints = {spot for spot in heights if rank[spot[0]] != spot[1]}
@@ -151,9 +153,7 @@ def _middles(
     """How high the middle of each spot lies: near its neighbours', none over another."""
     before, after = _neighbours(hops)
     middle: dict[Spot, float] = {}
-    aparts = [
-        [(heights[a] + heights[b]) / 2 + GAP_Y for a, b in zip(layer, layer[1:], strict=False)] for layer in layers
-    ]
+    aparts = [[(heights[a] + heights[b]) / 2 + GAP_Y for a, b in pairwise(layer)] for layer in layers]
     for layer, apart in zip(layers, aparts, strict=True):
         middle.update(zip(layer, spread([0.0] * len(layer), apart, [1.0] * len(layer)), strict=True))
     for sweep in range(4 * SWEEPS):
@@ -168,8 +168,28 @@ def _middles(
                 wished.append(near / total if total else middle[spot])
                 weights.append(max(total, 1.0))
             middle.update(zip(layers[i], spread(wished, aparts[i], weights), strict=True))
+    _straighten(middle, layers, aparts, hops, joints)
     top = min(m - heights[s] / 2 for s, m in middle.items())
     return {s: m - top for s, m in middle.items()}
+
+
+def _straighten(
+    middle: dict[Spot, float],
+    layers: Sequence[Sequence[Spot]],
+    aparts: Sequence[Sequence[float]],
+    hops: Sequence[tuple[Spot, Spot]],
+    joints: Container[Spot],
+) -> None:
+    """Make a line that runs on level, and one that goes nowhere else: least squares bend each a little."""
+    before, after = _neighbours(hops)
+    for layer, apart in zip(layers, aparts, strict=True):
+        for i, spot in enumerate(layer):
+            low = middle[layer[i - 1]] + apart[i - 1] if i else -math.inf
+            high = middle[layer[i + 1]] - apart[i] if i < len(apart) else math.inf
+            levels = [middle[o] for o in before.get(spot, ()) if len(after[o]) == 1 or (spot in joints and o in joints)]
+            if levels:
+                level = min(levels, key=lambda y: abs(y - middle[spot]))
+                middle[spot] = min(max(level, low), high)
 
 
 def _route(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.view import seconds as duration
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus
 LOG_ABOVE = 20.0  # a linear axis squeezes what varies more than this into a line at the bottom
 ROUND_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 43200, 86400)
 
@@ -34,15 +35,19 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def fitted(values: Sequence[float], start: float, end: float, *, count: int) -> tuple[Scale, list[float]]:
-    """A scale with room for all values, logarithmic where they vary much, and its ticks."""
+def fitted(values: Sequence[float], start: float, end: float) -> Scale:
+    """A linear scale with room for all values."""
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
+    return Scale(low - margin, high + margin, start, end)
+
+
+def fitted_wide(values: Sequence[float], start: float, end: float) -> Scale:
+    """The same, logarithmic where the values vary much."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_ABOVE:
-        scale = Scale(low / 1.1, high * 1.1, start, end, logarithmic=True)
-        return scale, log_ticks(scale.low, scale.high, count)
-    margin = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
-    scale = Scale(low - margin, high + margin, start, end)
-    return scale, ticks(scale.low, scale.high, count)
+        return Scale(low / 1.1, high * 1.1, start, end, logarithmic=True)
+    return fitted(values, start, end)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -80,17 +85,26 @@ def clock(value: float) -> str:
     return " ".join(f"{n} {unit}" for n, unit in parts if n) or "0"
 
 
-def brief(value: float) -> str:
+def brief(value: float, digits: int = 4) -> str:
     """A number with as many digits as a reader compares."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e6):
-        mantissa, _, power = f"{value:.2e}".partition("e")
-        written = f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+        mantissa, _, power = f"{value:.{min(digits, 3) - 1}e}".partition("e")
+        written = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(power)}"
     else:
-        written = f"{value:.4g}" if size < 1e4 else f"{value:.0f}"
-    return written.replace("-", "\N{MINUS SIGN}")
+        written = f"{value:.{digits}g}" if size < 10**digits else f"{value:.0f}"
+    return written.replace("-", MINUS)
+
+
+def alike(values: Sequence[float]) -> list[str]:
+    """Numbers to compare with one another: with as many decimals each, three digits or more of the largest."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    if largest and (largest < 1e-2 or largest >= 1e6):
+        return [brief(v) for v in values]
+    decimals = 3 if largest < 10 else 2 if largest < 100 else 1
+    return [f"{v:.{decimals}f}".replace("-", MINUS) for v in values]
 
 
 def took(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipelines.page.account import Account, Attempt, Step
 from pipelines.page.markup import Markup, element, joined
@@ -9,7 +10,7 @@ from pipelines.page.scales import clock, time_ticks, took
 from pipelines.page.states import badge, word
 
 PAUSE = 2.5  # percent of the width that stands for the time in which no driver worked
-TICKS = 8
+TICKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Axis:
 
     def pauses(self) -> list[tuple[float, float]]:
         """Where each pause begins, and how many seconds it stands for."""
-        gaps = zip(self.sessions, self.sessions[1:], strict=False)
+        gaps = pairwise(self.sessions)
         return [(self.at(one[1]), other[0] - one[1]) for one, other in gaps]
 
 
@@ -56,7 +57,7 @@ def timeline(account: Account) -> Markup:
     axis = Axis(account.sessions)
     rows = sorted((s for s in account.steps.values() if s.attempts), key=lambda s: s.attempts[0].began)
     said = [
-        _those("Reused without running", [s for s in account.steps.values() if s.state == "reused"]),
+        _those("Reused without running", [s for s in account.steps.values() if s.state == "reused" and not s.attempts]),
         _those("Not run", [s for s in account.steps.values() if s.state == "skipped" and not s.attempts]),
         _those("Waiting", [s for s in account.steps.values() if s.state == "waiting" and not s.attempts]),
     ]
@@ -78,7 +79,9 @@ def timeline(account: Account) -> Markup:
     )
     body = [_row(s, axis, account.sessions[0][0], lines) for s in rows]
     return joined(
-        element("table", element("thead", head), element("tbody", body), class_="timeline"),
+        element(
+            "div", element("table", element("thead", head), element("tbody", body), class_="timeline"), class_="card"
+        ),
         said,
     )
 

@@ -4,12 +4,16 @@ import json
 
 import pytest
 
+from operators.catalog import Catalog
+from operators.code import bring
 from pipelines.__main__ import main
 from pipelines.ancestry import UnknownArtifact, ancestry, find_artifact, find_maker, recorded, sources
 from pipelines.inspector import Looks
 from pipelines.lineage import Event, Journal
 from pipelines.plan import plan
 from pipelines.run import run
+from pipelines.source import pack
+from pipelines.spec import load
 from pipelines.store import Result
 
 TEXT = {"kind": "dataset", "digest": "d-text", "uri": "/data/text"}
@@ -152,3 +156,38 @@ def test_a_line_about_what_the_store_has_forgotten_says_so(store, capsys):
     assert main(["lineage", digest, "--store", store.storage.uri]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "  data: dataset of a step that the store has forgotten digest d-gone"
+
+
+HANDING = """
+name: handing
+uses: [noop.py, handing.py]
+inputs:
+  text: {dataset: TEXT}
+steps:
+  a: {operator: hand_on, inputs: {data: text}}
+  b: {operator: noop, inputs: {after: [a]}}
+"""
+HAND_ON = """
+from operators.artifact import Dataset
+from operators.base import operator
+from operators.workspace import Workspace
+
+@operator()
+def hand_on(work: Workspace, *, data: Dataset) -> Dataset:
+    return data
+"""
+
+
+@pytest.mark.ray
+def test_an_input_from_outside_that_a_step_hands_on_is_taken_by_the_next(project, store, ray_local, tmp_path):
+    (project.folder / "handing.py").write_text(HAND_ON)
+    code = pack(project.folder, ("noop.py", "handing.py"))
+    catalog = Catalog(bring(code, str(project.folder)))
+    text = project.folder / "text.txt"
+    spec = load(HANDING.replace("TEXT", str(text)), source="handing.yaml", catalog=catalog, code=code)
+    made = plan(spec, Looks(tmp_path / "inputs.sqlite", store), catalog)
+    for name, connect in (("one", ray_local), ("two", None)):
+        assert run(made, store, Journal.claim(store.storage, name), connect=connect) == "done"
+    found = ancestry(store, store.result(made.steps["b"].fingerprint).digest)
+    assert steps(found) == [(0, "", "b"), (1, "after[0]", "a"), (2, "data", str(text))]
+    assert found[1].digest == found[2].digest == made.inputs["text"].digest

@@ -39,6 +39,13 @@ def untidy(work: Workspace) -> Dataset:
     return work.save(Dataset, work.scratch / "x.txt")
 
 @operator()
+def diverging(work: Workspace) -> Dataset:
+    """Measure something and fail."""
+    for done, loss in enumerate((1.0, 2.0, 400.0), 1):
+        work.progress(done, 9, loss=loss)
+    raise ArithmeticError("diverged")
+
+@operator()
 def checkpointing(work: Workspace, *, fail: bool = False) -> Dataset:
     """Keep a checkpoint, fail, and go on from it."""
     found = work.kept()
@@ -98,6 +105,12 @@ def test_progress_and_measures_can_be_read_while_it_runs(store):
     execute(made)
     (line,) = measured(store.storage, made.log)
     assert (line["done"], line["total"], line["measures"]) == (1, 2, {"loss": 0.5})
+
+
+def test_what_a_step_measured_last_can_be_read_though_it_failed(store):
+    made = task(store, "diverging")
+    assert execute(made)["error"] == "ArithmeticError"
+    assert [line["measures"]["loss"] for line in measured(store.storage, made.log)] == [1.0, 2.0, 400.0]
 
 
 def test_what_was_changed_after_the_plan_is_refused(store, tmp_path):

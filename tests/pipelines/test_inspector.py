@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from operators.artifact import Dataset
+from operators.artifact import Adapter, Dataset, Model
 from pipelines import inspector
 from pipelines.inspector import Looks
 from pipelines.local_storage import LocalStorage
@@ -68,3 +68,51 @@ def test_what_is_not_there_empty_or_of_no_known_scheme_is_refused(looks, tmp_pat
     ):
         with pytest.raises(InputProblem, match=said):
             looks.check(Dataset(uri))
+
+
+def folder_of(path, *names):
+    path.mkdir()
+    for name in names:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("{}")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "said"),
+    [
+        (Model, ["config.json", "pytorch_model.bin"], "holds weights only as pickles (pytorch_model.bin)"),
+        (Model, ["config.json", "original/model.safetensors"], "holds no weights, expected model.safetensors"),
+        (Model, ["config.json", "model.safetensors.index.json"], "holds no weights"),
+        (Model, ["model.safetensors"], "has no config.json"),
+        (Model, ["adapter_config.json", "adapter_model.safetensors"], "has no config.json"),
+        (Adapter, ["adapter_config.json", "adapter_model.bin"], "holds weights only as pickles (adapter_model.bin)"),
+        (Adapter, ["config.json", "model.safetensors"], "has no adapter_config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_or_adapter_in_safetensors_is_refused(looks, tmp_path, kind, names, said):
+    uri = folder_of(tmp_path / "m", *names)
+    with pytest.raises(InputProblem) as refused:
+        looks.check(kind(uri))
+    assert said in str(refused.value)
+    assert looks.check(Dataset(uri)).uri == uri
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Model, ["config.json", "model.safetensors", "pytorch_model.bin"]),
+        (Model, ["lfm.json", "model.safetensors"]),
+        (Model, ["config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"]),
+        (Adapter, ["adapter_config.json", "adapter_model.safetensors"]),
+    ],
+)
+def test_a_folder_that_is_one_is_taken(looks, tmp_path, kind, names):
+    uri = folder_of(tmp_path / "m", *names)
+    assert looks.check(kind(uri)) == kind(uri)
+
+
+def test_a_file_is_no_model(looks, tmp_path):
+    (tmp_path / "model.safetensors").write_text("x")
+    with pytest.raises(InputProblem, match=r"has no config.json. Give a folder as save_pretrained writes it \(model\)"):
+        looks.check(Model(str(tmp_path / "model.safetensors")))

@@ -1,0 +1,206 @@
+"""Store -> what nobody refers to any more.
+
+Everything is listed before the journals are read: what a run has begun to use by then is referred to. A run that
+begins after that and counts on an old result may find it gone; resuming it makes the result again.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import processes
+from pipelines.ancestry import results
+from pipelines.lineage import history
+from pipelines.storage import MANIFEST, Entry, Storage, at_once, owner, remove
+from pipelines.store import Result, Store, canonical
+
+COMMIT_S = 3600  # how long after an artifact the result that names it may come
+SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
+OWN = {"artifacts", "checkpoints", "locks", "quarantine", "results", "runs", "scratch"}
+"""Folders of the store that this file knows; JSON in any other one refers to what it names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """Something that can go.
+
+    Attributes:
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``quarantine`` or ``scratch``.
+        key: Where it is in the store; of a scratch folder its path.
+        size: In bytes.
+        why: Why nobody misses it.
+    """
+
+    kind: str
+    key: str
+    size: int
+    why: str
+
+
+def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
+    """What can go, in the order in which it has to.
+
+    Args:
+        store: Where to look.
+        drop: Runs whose journals, logs and measures go, and with them what only they refer to.
+    """
+    storage, now = store.storage, time.time()
+    artifacts, checkpoints, quarantine = (
+        _folders(storage.entries(folder)) for folder in ("artifacts", "checkpoints", "quarantine")
+    )
+    sizes = {e.key: e.size for e in storage.entries("results")}
+    known = results(store)
+    names = storage.folders("runs")
+    began = dict(zip(names, at_once(lambda r: bool(storage.list(f"runs/{r}/journal")), names), strict=True))
+    lives = {r for r in names if live(storage, r) is not None}
+    gone = {r: "dropped" if r in drop else "never began" for r in names if r in drop or not (began[r] or r in lives)}
+    said = {r: _journal(storage, r) for r in names if r not in gone}
+    kept, used = _reached(known, set().union(_registered(storage), *said.values()))
+    going_on = set().union(*(said[r] for r in lives if r in said))
+    return [
+        *_runs(storage, gone),
+        *_results(known, kept, sizes),
+        *_artifacts(artifacts, used, {r.digest for r in known}, now),
+        *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
+        *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
+        *_scratches(storage.scratches, now),
+    ]
+
+
+def sweep(storage: Storage, found: Iterable[Garbage]) -> None:
+    """Delete it."""
+    for one in found:
+        if one.kind == "scratch":
+            path = Path(one.key)
+            path.unlink() if path.is_file() else remove(path)
+        else:
+            storage.delete(one.key)
+
+
+def live(storage: Storage, run: str) -> Mapping[str, Any] | None:
+    """The process that drives a run; one of another machine, if it seems to."""
+    claims = storage.list(f"runs/{run}/claims")
+    if not claims:
+        return None
+    claim: dict[str, Any] = json.loads(storage.read(claims[-1]) or b"{}")
+    alive = processes.alive(claim)
+    if alive is False:
+        return None
+    if any(f"/{len(claims):06}-" in k for k in storage.list(f"runs/{run}/journal")):
+        states = [e.kind for e in history(storage, run) if e.kind in ("started", "serving", "finished")]
+        if states[-1:] == ["finished"]:
+            return None
+    touched = max(e.modified for e in storage.entries(f"runs/{run}"))
+    return claim if alive or touched > time.time() - SILENT_S else None
+
+
+def _folders(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Entries by the folder two levels down that they are in."""
+    found: dict[str, list[Entry]] = {}
+    for one in entries:
+        found.setdefault("/".join(one.key.split("/")[:2]), []).append(one)
+    return found
+
+
+def _size(entries: Iterable[Entry]) -> int:
+    return sum(e.size for e in entries)
+
+
+def _journal(storage: Storage, run: str) -> set[str]:
+    """Every digest and fingerprint that a run's journal names."""
+    found = at_once(storage.read, storage.list(f"runs/{run}/journal"))
+    return set().union(*(_digests(data or b"") for data in found))
+
+
+def _registered(storage: Storage) -> set[str]:
+    """Every digest that the registry, or what else keeps JSON in the store, names."""
+    keys = [k for folder in storage.folders("") if folder not in OWN for k in storage.list(folder)]
+    found = at_once(storage.read, [k for k in keys if k.endswith(".json")])
+    return set().union(*(_digests(data or b"") for data in found))
+
+
+def _digests(data: bytes) -> set[str]:
+    return set(re.findall(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", data.decode(errors="replace")))
+
+
+def _reached(known: Iterable[Result], named: set[str]) -> tuple[set[str], set[str]]:
+    """The results that stay, by fingerprint, and every digest and fingerprint that they and `named` lead to.
+
+    Where a digest is named and none of the results that have it is, each of them may be the one that is meant.
+    """
+    kept: dict[str, Result] = {}
+    while True:
+        makers = {r.digest for r in known if r.fingerprint in named}
+        new = [
+            r
+            for r in known
+            if r.fingerprint not in kept and (r.fingerprint in named or (r.digest in named and r.digest not in makers))
+        ]
+        if not new:
+            return set(kept), named
+        for one in new:
+            kept[one.fingerprint] = one
+            named |= {one.digest, *_digests(canonical([one.inputs, one.components.get("inputs")]))}
+
+
+def _runs(storage: Storage, gone: Mapping[str, str]) -> Iterator[Garbage]:
+    for run, why in gone.items():
+        yield Garbage(kind="run", key=f"runs/{run}", size=_size(storage.entries(f"runs/{run}")), why=why)
+
+
+def _results(known: Iterable[Result], kept: Collection[str], sizes: Mapping[str, int]) -> Iterator[Garbage]:
+    for one in known:
+        key = f"results/{one.fingerprint}.json"
+        if one.fingerprint not in kept:
+            yield Garbage(kind="result", key=key, size=sizes.get(key, 0), why=f"of step {one.step}, no run's")
+
+
+def _artifacts(
+    found: Mapping[str, list[Entry]], used: Collection[str], named: Collection[str], now: float
+) -> Iterator[Garbage]:
+    for key, entries in found.items():
+        digest = key.partition("/")[2]
+        if digest in used:
+            continue
+        whole = any(e.key == f"{key}/{MANIFEST}" for e in entries)
+        age = now - max(e.modified for e in entries)
+        if digest in named or age > (COMMIT_S if whole else SILENT_S):
+            yield Garbage(kind="artifact", key=key, size=_size(entries), why="no run's" if whole else "never finished")
+
+
+def _checkpoints(
+    found: Mapping[str, list[Entry]], used: Collection[str], going_on: Collection[str], done: Collection[str]
+) -> Iterator[Garbage]:
+    for key, entries in found.items():
+        fingerprint = key.partition("/")[2]
+        if fingerprint not in going_on and (fingerprint in done or fingerprint not in used):
+            why = "its step is done" if fingerprint in done else "no run's"
+            yield Garbage(kind="checkpoint", key=key, size=_size(entries), why=why)
+
+
+def _scratches(folder: Path, now: float) -> Iterator[Garbage]:
+    for path in sorted(folder.glob("*")):
+        alive = processes.alive(owner(path.name))
+        if alive:
+            continue
+        size, touched = _looked(path)
+        if alive is False or now - touched > SILENT_S:
+            yield Garbage(kind="scratch", key=str(path), size=size, why="its process is gone")
+
+
+def _looked(path: Path) -> tuple[int, float]:
+    """The bytes below a path of this machine and when the last of them was written; what goes meanwhile is left out."""
+    size, touched = 0, 0.0
+    below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    for one in (path, *below):
+        with contextlib.suppress(FileNotFoundError):
+            stat = one.lstat()
+            size += 0 if one.is_dir() else stat.st_size
+            touched = max(touched, stat.st_mtime)
+    return size, touched

@@ -1,0 +1,131 @@
+"""Journal -> MLflow, beside the run: a process that follows what the driver writes, and whose absence harms nothing."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines import outbox
+from pipelines.lineage import Event
+from pipelines.storage import Storage, open_storage
+
+GRACE_S = 10.0  # what a run waits for at its end; what takes longer stays in the outbox
+END = b"end\n"
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is down is asked again later, not for minutes now
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+class Mirrored:
+    """A run that MLflow is told of, as its driver sees it: called with the run's events, it starts the process.
+
+    Whatever becomes of that process, the run goes on, and ends at most `GRACE_S` later.
+    """
+
+    def __init__(self, storage: Storage, run: str, where: str) -> None:
+        self.storage, self.run, self.where = storage, run, where
+        self._wanted = where != outbox.NONE
+        self._process: subprocess.Popen[bytes] | None = None
+        self._noise: Any = None
+
+    def __enter__(self) -> "Mirrored":
+        if self._wanted:
+            outbox.enter(self.storage, self.run, self.where)
+        return self
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Hear of events: the first step that starts starts the process, an endpoint that is up ends it."""
+        if self._wanted and any(e.kind == "start" for e in events):
+            self._start()
+        if any(e.kind == "serving" for e in events):
+            self._end()
+
+    def __exit__(self, *ended: object) -> None:
+        self._end()
+
+    def _start(self) -> None:
+        self._wanted = False
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.mirror", self.storage.uri, self.run, self.where],
+                stdin=subprocess.PIPE,  # closed when this process dies, and then that one does
+                stdout=subprocess.PIPE,
+                stderr=self._noise,
+                start_new_session=True,  # Ctrl-C is for the driver
+            )
+        except OSError as error:
+            self._say(str(error))
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            said, _ = process.communicate(END, timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._say("it takes longer than the run could wait")
+        else:
+            if process.returncode:
+                self._noise.seek(0)
+                lines = (said or self._noise.read() or b"its process ended").decode(errors="replace").strip()
+                self._say(lines.rpartition("\n")[2])
+        finally:
+            process.kill()
+            process.wait()
+            self._noise.close()
+
+    def _say(self, why: str) -> None:
+        why = why.rstrip(".")
+        sys.stderr.write(f"MLflow has not all of run {self.run}: {why}. The next run, or lfm ui, goes on.\n")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The process: ``STORE RUN WHERE`` follows a run until its driver has ended, ``STORE`` tells what is open, once."""
+    os.environ.update({**QUIET, **os.environ})
+    storage = open_storage(arguments[0])
+    if len(arguments) == 1:
+        from pipelines.delivery import Delivery
+
+        delivery = Delivery(storage)
+        if "://" not in storage.uri:
+            delivery.prepare()
+        failed = delivery.others()
+        sys.stdout.writelines(f"{clause}\n" for clause in failed)
+        return int(bool(failed))
+    os.nice(19)
+    ended, told = threading.Event(), threading.Event()
+    threading.Thread(target=_listen, args=(ended, told), daemon=True).start()
+    from pipelines.delivery import Delivery, reason
+    from pipelines.tracking import FAILURES
+
+    delivery = Delivery(storage)
+    try:
+        delivery.follow(arguments[1], arguments[2], ended)
+    except FAILURES as error:
+        sys.stdout.write(f"{reason(error)}\n")
+        return 1
+    told.set()
+    delivery.others()
+    return 0
+
+
+def _listen(ended: threading.Event, told: threading.Event) -> None:
+    """Hear on standard input that the driver has ended, or that it died; neither is outlived for long."""
+    if sys.stdin.buffer.readline() == END:
+        ended.set()
+        time.sleep(GRACE_S - 1)
+    os._exit(0 if told.is_set() else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
