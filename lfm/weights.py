@@ -121,7 +121,7 @@ def _files(folder: Path, stem: str) -> list[tuple[Path, set[str] | None]]:
     if not index.is_file():
         raise WeightsError(str(folder), "no weights", f"{single.name} or {index.name}")
     wanted: dict[str, set[str]] = {}
-    places = _parsed(index, index.read_bytes()).get("weight_map")
+    places = parsed(index, index.read_bytes()).get("weight_map")
     if not isinstance(places, dict):
         raise WeightsError(str(index), "no weight_map", "one that names a file for each parameter")
     for name, file in places.items():
@@ -132,7 +132,12 @@ def _files(folder: Path, stem: str) -> list[tuple[Path, set[str] | None]]:
     return [(folder / file, wanted[file]) for file in sorted(wanted)]
 
 
-def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+def parsed(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file's bytes.
+
+    Raises:
+        WeightsError: There is none.
+    """
     try:
         parsed = json.loads(data)
     except ValueError:
@@ -149,7 +154,7 @@ def _read_header(path: Path) -> dict[str, tuple[Header, int]]:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > size:
             raise WeightsError(str(path), f"{size} bytes", "a whole safetensors file")
-        entries = _parsed(path, file.read(length))
+        entries = parsed(path, file.read(length))
     entries.pop("__metadata__", None)
     found = {}
     for name, entry in sorted(entries.items(), key=lambda e: (e[1]["data_offsets"], e[0])):

@@ -1,6 +1,5 @@
 """What a LoRA adapter's folder, as PEFT writes it, does to each parameter of its base."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lfm.errors import LfmError, ShapeError
-from lfm.weights import Weights
+from lfm.weights import Weights, parsed
 
 HARMLESS = frozenset(  # fields that this file reads, or that say nothing about the finished adapter's arithmetic
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config"  # noqa: SIM905  28 lines otherwise
@@ -68,10 +67,12 @@ def read_adapter(folder: Path) -> dict[str, Change]:
     """Every parameter of the base that an adapter changes, by its name in the base; reads headers only.
 
     Raises:
+        WeightsError: It is damaged.
         UnsupportedAdapter: It does something else than LoRA in its plain form, which is named.
         ShapeError: Its matrices do not fit together.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    path = folder / "adapter_config.json"
+    config = parsed(path, path.read_bytes())
     _check(str(folder), config)
     weights = Weights(folder, "adapter_model")
     parts: dict[str, dict[str, str]] = {}

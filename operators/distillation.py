@@ -26,6 +26,7 @@ from operators.texts import packed_rows, unfit
 from operators.trainer import fit, refused
 from operators.training import Training
 from operators.tuning import learner
+from operators.vocabulary import tokens
 from operators.workspace import Workspace
 
 
@@ -218,12 +219,12 @@ def _head_size(folder: Path) -> int | None:
 
 def _mismatched(teacher: Path, student: Path, sizes: Sequence[int]) -> Iterator[str]:
     """Whether the tokens are the same ones; heads may differ in padding, as those of one family of models do."""
-    spoken, understood = (_tokens(folder) for folder in (teacher, student))
+    spoken, understood = (tokens(folder) for folder in (teacher, student))
     if spoken is None or understood is None:
         return
     if spoken != understood:
         yield _different(teacher, student)
-    elif sizes and max(spoken) >= min(sizes):
+    elif sizes and max(spoken, default=0) >= min(sizes):
         head = f"a head of {min(sizes)} entries for a tokenizer of {max(spoken) + 1} tokens"
         yield f"{head}, expected one for each. Take the tokenizer that the model was trained with."
 
@@ -233,14 +234,3 @@ def _different(teacher: Path, student: Path) -> str:
         f"the tokenizer of the teacher {teacher.name!r} is not that of the student {student.name!r}, expected the same "
         "tokens with the same numbers. Take two of one family, or pretrain the student with the teacher as tokenizer."
     )
-
-
-def _tokens(folder: Path) -> dict[int, str] | None:
-    """The tokens by number, as `tokenizer.json` has them; None without one."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text())
-    vocabulary = stored["model"].get("vocab", {})
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((v[0], i) for i, v in enumerate(vocabulary))
-    return {**{i: token for token, i in pairs}, **{t["id"]: t["content"] for t in stored.get("added_tokens", [])}}

@@ -54,14 +54,12 @@ def _foreseen(
     generate: int = 0,
     **others: object,
 ) -> Iterator[str]:
-    wrong = list(_out_of_range(length, batch_size, max_documents, generate))
-    yield from map(str, wrong)
+    yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
     whole = base if isinstance(model, Adapter) else model
-    if not wrong:
-        named = {f"data {name!r}": dataset for name, dataset in data.items()}
-        yield from unfit(Training(length=length), None if whole is None else whole.path, named)
+    named = {f"data {name!r}": dataset for name, dataset in data.items()}
+    yield from unfit(Training(length=max(2, length)), None if whole is None else whole.path, named)
 
 
 def _out_of_range(

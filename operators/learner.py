@@ -181,7 +181,7 @@ class Replicas(Learner):
         self.updates = int(state["updates"])
         for name, p in self.learnt.items():
             p.copy_(weights.read(name))
-            if self.updates:
+            if f"{name}.{KINDS[0]}" in moments.headers:  # one that never had a gradient has none
                 self.optimizer.state[p] = {
                     "step": torch.tensor(float(self.updates), device=p.device),
                     **{k: moments.read(f"{name}.{k}").to(p.device) for k in KINDS},

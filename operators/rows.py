@@ -81,12 +81,7 @@ def columns_of(uri: str | Path, *, files: str | None = None) -> tuple[str, ...]:
     return _headers(str(uri), files)[0]
 
 
-def problems_of(
-    dataset: Dataset | None,
-    columns: Sequence[str] = (),
-    *,
-    files: str | None = None,
-) -> Iterator[str]:
+def problems_of(dataset: Dataset | None, columns: Sequence[str] = (), *, files: str | None = None) -> Iterator[str]:
     """What headers alone tell is wrong with a data set, a clause each; nothing of one that cannot be looked at yet.
 
     Args:
@@ -98,11 +93,14 @@ def problems_of(
         return
     try:
         known, opened = _headers(dataset.uri, files)
-        _has(dataset.uri, known, columns)
-        form = form_of(known, str(opened[0]) if opened else dataset.uri)
-        for file in opened:
-            _check_form(file, form, opened[0])
     except LfmError as problem:
+        yield str(problem)
+        return
+    yield from map(str, _unknown(dataset.uri, known, columns))
+    try:
+        for file in opened:
+            _check_form(file, form_of(known, str(opened[0])), opened[0])
+    except DatasetError as problem:
         yield str(problem)
 
 
@@ -124,7 +122,8 @@ def read_rows(dataset: Dataset, columns: Sequence[str] = (), *, files: str | Non
         UnknownName: It has no such column, or Python no such corpus.
     """
     known, opened = _headers(dataset.uri, files)
-    _has(dataset.uri, known, columns)
+    for problem in _unknown(dataset.uri, known, columns):
+        raise problem
     if not opened:
         table = pa.table(corpus(dataset.uri.removeprefix(PYTHON)))
     else:
@@ -155,10 +154,8 @@ def _headers(uri: str, pattern: str | None) -> tuple[tuple[str, ...], list[Path]
     raise _empty(uri)
 
 
-def _has(uri: str, known: Sequence[str], columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in known:
-            raise UnknownName(f"column of {uri!r}", column, tuple(known))
+def _unknown(uri: str, known: tuple[str, ...], columns: Sequence[str]) -> Iterator[UnknownName]:
+    return (UnknownName(f"column of {uri!r}", c, known) for c in columns if c not in known)
 
 
 def _check_form(file: Path, form: Form, first: Path) -> None:

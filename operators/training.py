@@ -11,6 +11,8 @@ from operators.base import Settings
 class Training(Settings):
     """How a model is trained; none of it depends on how many workers do it.
 
+    Nor does the result: only where a model or a method has dropout do its draws follow how a batch is split.
+
     Attributes:
         max_steps: Steps of the optimizer; None counts `epochs` instead, 0 trains nothing.
         epochs: Passes over the data where `max_steps` is None.

@@ -184,6 +184,7 @@ class Sharded(Learner):
 
         if not self.updates:
             return {}
+        self._link()
         pairs = ((n, p, kind) for n, p in self.learnt.items() for kind in KINDS)
         return self._here((f"{n}.{kind}", safe_get_full_optimizer_state(p, kind)) for n, p, kind in pairs)
 
@@ -202,12 +203,19 @@ class Sharded(Learner):
         for part in getattr(self.optimizer, groups) if self.updates else ():
             kept = {kind: torch.zeros_like(part) for kind in KINDS}
             self.optimizer.state[part] = {"step": torch.tensor(float(self.updates), device=part.device), **kept}
-        if self.whole and self.updates:
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+        if self.updates:
+            self._link()
         for name, p in self.learnt.items():
             self._put(p, weights.read(name), None)
-            for kind in KINDS if self.updates else ():
-                self._put(p, moments.read(f"{name}.{kind}"), kind)
+            for kind in KINDS:
+                if f"{name}.{kind}" in moments.headers:
+                    self._put(p, moments.read(f"{name}.{kind}"), kind)
+
+    def _link(self) -> None:
+        """Have stages 1 and 2 find the moments: by itself it forgets all groups of parameters but the first."""
+        if self.whole:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _put(self, p: Any, value: Tensor, kind: str | None) -> None:
         """Give a parameter, or a moment of it, a value; every worker keeps what is its part."""

@@ -25,8 +25,13 @@ ADDRESS: Option = (
     {"default": "local", "help": "a running Ray cluster (default: one that ends with the run)"},
 )
 
-DETACH: Option = ("--detach", {"action": "store_true",
-    "help": "show the run until its endpoints are up, then leave them to the background; 'lfm stop' ends them"})  # fmt: skip
+DETACH: Option = (
+    "--detach",
+    {
+        "action": "store_true",
+        "help": "show the run until its endpoints are up, then leave them to the background; 'lfm stop' ends them",
+    },
+)
 MLFLOW: Option = ("--mlflow", {"default": "", "metavar": "URI",
     "help": "where MLflow keeps runs: a server, a database, 'own' (beside the artifacts) or 'none' (default: "
             "MLFLOW_TRACKING_URI, else own where the store is a folder)"})  # fmt: skip
@@ -47,10 +52,19 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"}),
          MLFLOW, DETACH, AS],
     ),
-    "resume": ("go on with a run that was interrupted or failed", "lfm resume last", [RUN, STORE, ADDRESS, MLFLOW, JSON]),
+    "resume": (
+        "go on with a run that was interrupted or failed",
+        "lfm resume last",
+        [RUN, STORE, ADDRESS, MLFLOW, JSON],
+    ),
     "stop": ("end a run that is going on", "lfm stop last", [RUN, STORE]),
     "ps": ("list runs", "lfm ps", [STORE, JSON]),
-    "show": ("show a run: steps, times and what they made", "lfm show last", [RUN, STORE, JSON]),
+    "show": (
+        "show a run: steps, times and what they made",
+        "lfm show last --html run.html",
+        [RUN, STORE, JSON,
+         ("--html", {"default": "", "metavar": "FILE", "help": "write one self-contained page for a browser instead"})],
+    ),
     "logs": (
         "print what a step printed",
         "lfm logs last merged",

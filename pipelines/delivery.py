@@ -12,7 +12,8 @@ from pipelines.storage import Storage, remove
 from pipelines.tracking import FAILURES, Tracking, prepare
 
 POLL_S = 1.0
-PATIENCE = 10  # times what telling took, before the journal is read again: a tenth of one core at most
+PATIENCE = 10  # times what telling took, before the journal is read again: a tenth of one core
+LONGEST_S = 15.0  # but no longer than this
 
 
 class Delivery:
@@ -75,7 +76,8 @@ class Delivery:
             except FAILURES:
                 if last:
                     raise
-            ended.wait(POLL_S / 10 if last else max(POLL_S, PATIENCE * (time.monotonic() - began)))
+            took = time.monotonic() - began
+            ended.wait(POLL_S / 10 if last else max(POLL_S, min(PATIENCE * took, LONGEST_S)))
 
     def others(self) -> list[str]:
         """Tell MLflow of every run that is open and has no driver that does it; a clause for each that failed."""
@@ -93,7 +95,8 @@ class Delivery:
             try:
                 self.deliver(run, entry)
             except FAILURES as error:
-                failed.append(f"run {run}: {reason(error)}")
+                at = outbox.resolved(entry.tracking, self.storage)
+                failed.append(f"MLflow at {at} has not all of run {run}: {reason(error)}")
         return failed
 
     def prepare(self) -> None:

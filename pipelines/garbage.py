@@ -31,8 +31,9 @@ class Garbage:
     """Something that can go.
 
     Attributes:
-        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``quarantine`` or ``scratch``.
-        key: Where it is in the store; of a scratch folder its path.
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``quarantine``, or ``copy`` and ``scratch`` for what
+            lies on this machine.
+        key: Where it is in the store; on this machine its path.
         size: In bytes.
         why: Why nobody misses it.
     """
@@ -51,6 +52,7 @@ def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
         drop: Runs whose journals, logs and measures go, and with them what only they refer to.
     """
     storage, now = store.storage, time.time()
+    copies = sorted(storage.copies.glob("artifacts/*")) if storage.copies else []  # before what they are copies of
     artifacts, checkpoints, quarantine = (
         _folders(storage.entries(folder)) for folder in ("artifacts", "checkpoints", "quarantine")
     )
@@ -69,6 +71,7 @@ def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
         *_artifacts(artifacts, used, {r.digest for r in known}, now),
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
         *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
+        *_copies(copies, artifacts),
         *_scratches(storage.scratches, now),
     ]
 
@@ -76,7 +79,7 @@ def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
 def sweep(storage: Storage, found: Iterable[Garbage]) -> None:
     """Delete it."""
     for one in found:
-        if one.kind == "scratch":
+        if one.kind in ("copy", "scratch"):
             path = Path(one.key)
             path.unlink() if path.is_file() else remove(path)
         else:
@@ -182,6 +185,12 @@ def _checkpoints(
         if fingerprint not in going_on and (fingerprint in done or fingerprint not in used):
             why = "its step is done" if fingerprint in done else "no run's"
             yield Garbage(kind="checkpoint", key=key, size=_size(entries), why=why)
+
+
+def _copies(found: Iterable[Path], artifacts: Collection[str]) -> Iterator[Garbage]:
+    for path in found:
+        if f"artifacts/{path.name}" not in artifacts:
+            yield Garbage(kind="copy", key=str(path), size=_looked(path)[0], why="of what is not in the store")
 
 
 def _scratches(folder: Path, now: float) -> Iterator[Garbage]:

@@ -60,10 +60,10 @@ def _parts(artifact: Artifact) -> tuple[str, str, str]:
 
 @contextmanager
 def _answered(artifact: Artifact) -> Iterator[None]:
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client that the library uses
         GatedRepoError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the client that the library uses: a failed connection is one
+        HTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )

@@ -149,7 +149,7 @@ def find_run(storage: Storage, name: str) -> str:
 def new_run(pipeline: str) -> str:
     """A name for a run: when it began, what it runs, and a few letters that no other has."""
     now = datetime.now(tz=UTC)  # with milliseconds, so that names sort as runs began
-    return f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03}-{pipeline}-{os.urandom(2).hex()}"
+    return f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03}-{pipeline}-{os.urandom(4).hex()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

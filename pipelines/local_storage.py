@@ -13,6 +13,8 @@ from pipelines.storage import Entry, named, new_scratch, own_name, remove
 class LocalStorage:
     """A folder on a local disk or NFS."""
 
+    copies = None
+
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.scratches = self.root / "scratch"

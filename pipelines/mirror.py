@@ -14,12 +14,14 @@ from pipelines.lineage import Event
 from pipelines.storage import Storage, open_storage
 
 GRACE_S = 10.0  # what a run waits for at its end; what takes longer stays in the outbox
-END = b"end\n"
+LATE_S = 2.0  # what its process has then to say so
+LATE = "it takes longer than the run could wait"
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is down is asked again later, not for minutes now
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -70,23 +72,23 @@ class Mirrored:
         process, self._process = self._process, None
         if process is None:
             return
-        try:
-            said, _ = process.communicate(END, timeout=GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._say("it takes longer than the run could wait")
-        else:
-            if process.returncode:
-                self._noise.seek(0)
-                lines = (said or self._noise.read() or b"its process ended").decode(errors="replace").strip()
-                self._say(lines.rpartition("\n")[2])
-        finally:
-            process.kill()
-            process.wait()
-            self._noise.close()
+        with process, self._noise:
+            try:
+                said, _ = process.communicate(f"{GRACE_S}\n".encode(), timeout=GRACE_S + LATE_S)
+            except subprocess.TimeoutExpired:
+                self._say(LATE)
+            else:
+                if process.returncode:
+                    self._noise.seek(0)
+                    lines = (said or self._noise.read() or b"its process ended").decode(errors="replace").strip()
+                    self._say(lines.rpartition("\n")[2])
+            finally:
+                process.kill()
 
     def _say(self, why: str) -> None:
+        at = outbox.resolved(self.where, self.storage)
         why = why.rstrip(".")
-        sys.stderr.write(f"MLflow has not all of run {self.run}: {why}. The next run, or lfm ui, goes on.\n")
+        sys.stderr.write(f"MLflow at {at} has not all of run {self.run}: {why}. The next run, or lfm ui, goes on.\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -120,10 +122,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _listen(ended: threading.Event, told: threading.Event) -> None:
-    """Hear on standard input that the driver has ended, or that it died; neither is outlived for long."""
-    if sys.stdin.buffer.readline() == END:
+    """Hear on standard input for how long the driver will wait now, or that it died: neither is outlived."""
+    line = os.read(sys.stdin.fileno(), 64)  # `sys.stdin` would be locked when the process ends meanwhile
+    if line:
         ended.set()
-        time.sleep(GRACE_S - 1)
+        time.sleep(float(line))
+        if not told.is_set():
+            sys.stdout.write(f"{LATE}\n")
+            sys.stdout.flush()
     os._exit(0 if told.is_set() else 1)
 
 

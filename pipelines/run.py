@@ -77,28 +77,32 @@ class _Driver:
 
     def drive(self, connect: Callable[[], AbstractContextManager[Capacity]], *, stays: bool) -> str:
         status = "failed"
+        happened: list[Event] = []
         with ExitStack() as stack:
             try:
                 while True:
                     decisions = decide(self.plan, self.progress, self.capacity, max_failures=self.max_failures)
                     finish = [d for d in decisions if isinstance(d, Finish)]
                     if finish:
+                        self._record(happened)
                         status = "failed" if finish[0].failed or finish[0].skipped else "done"
                         if stays:
                             self._stay()
                         break
-                    self._record([self._reuse(d.step) for d in decisions if isinstance(d, Reuse)])
+                    happened += [self._reuse(d.step) for d in decisions if isinstance(d, Reuse)]
                     starts = [d.step for d in decisions if isinstance(d, Start)]
                     if starts and self.capacity is None:
+                        self._record(happened)
+                        happened = []
                         self.capacity = stack.enter_context(connect())
                         stack.enter_context(_sigterm_interrupts())
                         problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
                         if problems:
                             raise PlanError(tuple(problems))
                         continue
-                    self._record([self._start(s) for s in starts])
-                    if self.tasks:
-                        self._record(self._finished())
+                    # One segment for what ended and what follows: the disk is waited for while the next step runs.
+                    self._record([*happened, *(self._start(s) for s in starts)])
+                    happened = self._finished() if self.tasks else []
             except KeyboardInterrupt:
                 status = "interrupted"
             except BaseException:

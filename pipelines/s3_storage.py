@@ -44,14 +44,14 @@ class S3Storage:
         self.uri = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self._below = f"{self.prefix}/" if self.prefix else ""
         place = hashlib.sha256(f"{s3.endpoint()} {self.uri}".encode()).hexdigest()
-        self.cache = cache() / "s3" / f"{self.bucket}-{place[:12]}"
+        self.copies: Path = cache() / "s3" / f"{self.bucket}-{place[:12]}"
         self._tails: dict[str, tuple[int, bytes]] = {}
         self._check()
 
     @property
     def scratches(self) -> Path:
         """See `Storage`."""
-        return self.cache / "scratch"
+        return self.copies / "scratch"
 
     def read(self, key: str) -> bytes | None:
         """See `Storage`."""
@@ -120,13 +120,13 @@ class S3Storage:
         at_once(send, [n for n in names if n != MANIFEST])
         if not self.put_if_absent(f"{key}/{MANIFEST}", manifest):
             return False
-        with s3.answered(f"cache {str(self.cache)!r}"), self._alone(key):
+        with s3.answered(f"cache {str(self.copies)!r}"), self._alone(key):
             self._settle(folder, key)
         return True
 
     def fetch(self, key: str) -> Path:
         """See `Storage`."""
-        target = self.cache / key
+        target = self.copies / key
         manifest = self._get(f"{key}/{MANIFEST}")
         if manifest is None:
             raise StorageFailed(f"{self.uri}/{key}", f"no {MANIFEST}")
@@ -237,7 +237,7 @@ class S3Storage:
                 for failed in s3.client().delete_objects(Bucket=self.bucket, Delete=rest).get("Errors", ()):
                     raise StorageFailed(f"s3://{self.bucket}/{failed['Key']}", failed["Code"])
         self._tails.pop(key, None)
-        remove(self.cache / key)
+        remove(self.copies / key)
 
     def _tail(self, key: str) -> tuple[int, bytes]:
         """Where an append goes on: the number of the last object and what is in it."""
@@ -249,7 +249,7 @@ class S3Storage:
 
     def _settle(self, folder: Path, key: str) -> None:
         """Move a whole folder into the cache, for reading only."""
-        target = self.cache / key
+        target = self.copies / key
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(0o444)
@@ -282,7 +282,7 @@ class S3Storage:
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """Let one process of this machine at a time fetch a folder."""
-        locks = self.cache / "locks"
+        locks = self.copies / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / hashlib.sha256(key.encode()).hexdigest()).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -77,6 +77,10 @@ class Storage(Protocol):
     def scratches(self) -> Path:
         """The folder on this machine with what `scratch` has made."""
 
+    @property
+    def copies(self) -> Path | None:
+        """The folder on this machine with copies of what `fetch` had to transfer; None where it never has to."""
+
     def read(self, key: str) -> bytes | None:
         """The bytes, or None where there are none."""
 

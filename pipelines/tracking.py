@@ -46,10 +46,12 @@ class _Held:
     """What MLflow holds of one of our runs."""
 
     id: str
+    tags: dict[str, str]
     params: set[str] = field(default_factory=set)
     takes: set[str] = field(default_factory=set)
     makes: set[str] = field(default_factory=set)
     told: dict[str, int] = field(default_factory=dict)  # how many points of each series
+    state: tuple[str, int | None] | None = None
 
 
 class Tracking:
@@ -70,15 +72,18 @@ class Tracking:
         self.parent: _Held | None = None
         self.children: dict[str, _Held] = {}
         self.told: Experiment | None = None
-        for run in self._all(self.client.search_runs, [self.id], f"tags.`lfm.run` = '{experiment.run}'"):
+        for found in self._all(self.client.search_runs, [self.id], f"tags.`lfm.run` = '{experiment.run}'"):
+            run = self.client.get_run(found.info.run_id)  # a search leaves its models out
             held = _Held(
                 run.info.run_id,
+                dict(run.data.tags),
                 set(run.data.params),
                 {m.model_id for m in run.inputs.model_inputs},
                 {m.model_id for m in run.outputs.model_outputs},
+                state=(run.info.status, run.info.end_time),
             )
-            if "lfm.step" in run.data.tags:
-                self.children[run.data.tags["lfm.step"]] = held
+            if "lfm.step" in held.tags:
+                self.children[held.tags["lfm.step"]] = held
             else:
                 self.parent = held
 
@@ -86,8 +91,7 @@ class Tracking:
         """Bring MLflow up to date."""
         before = self.told
         if self.parent is None:
-            run = self.client.create_run(self.id, experiment.began, dict(experiment.tags), experiment.run)
-            self.parent = _Held(run.info.run_id)
+            self.parent = self._run(experiment.run, experiment.began, experiment.tags)
         known = {} if before is None else {c.step: c for c in before.children}
         for child in experiment.children:
             if child != known.get(child.step):
@@ -95,35 +99,32 @@ class Tracking:
         for registered in experiment.registered:
             if before is None or registered not in before.registered:
                 self._register(registered)
-        if before is None or (before.status, before.tags) != (experiment.status, experiment.tags):
-            self._log(self.parent.id, tags=experiment.tags)
-            self._state(self.parent.id, experiment.status, experiment.ended)
+        self._log(self.parent, {}, experiment.tags)
+        self._state(self.parent, experiment.status, experiment.ended)
         self.told = experiment
 
     def _child(self, child: Child, parent: str) -> None:
         held = self.children.get(child.step)
         if held is None:
-            tags = {**child.tags, "mlflow.parentRunId": parent}
-            held = _Held(self.client.create_run(self.id, child.began, tags, child.step).info.run_id)
+            held = self._run(child.step, child.began, {**child.tags, "mlflow.parentRunId": parent})
             self.children[child.step] = held
-        new = {k: v for k, v in child.params.items() if k not in held.params}  # MLflow lets none change
-        self._log(held.id, params=new, tags=child.tags)
-        held.params |= new.keys()
+        self._log(held, child.params, child.tags)
         self._takes(child, held)
-        judged = self._model_of(child, child.judged) if child.judged else None
+        judged = next((self._model(t) for t in child.takes if t.digest == child.judged), None)
         for name, points in child.series.items():
-            start = held.told.get(name, 0)
-            for some in _batches(points[start:], BATCH):
+            for some in _batches(points[held.told.get(name, 0) :], BATCH):
                 metrics = [Metric(p.key, p.value, p.time, p.step, judged) for p in some]
                 self.client.log_batch(held.id, metrics=metrics)
-                start += len(some)
-                held.told[name] = start
+                held.told[name] = held.told.get(name, 0) + len(some)
         if child.makes is not None and child.makes.kind in MODELS:
             model = self._model(child.makes, held.id, child.params)
             if model not in held.makes:
                 self.client.log_outputs(held.id, [LoggedModelOutput(model, 0)])
                 held.makes.add(model)
-        self._state(held.id, child.status, child.ended)
+        self._state(held, child.status, child.ended)
+
+    def _run(self, name: str, began: int, tags: Mapping[str, str]) -> _Held:
+        return _Held(self.client.create_run(self.id, began, dict(tags), name).info.run_id, dict(tags))
 
     def _takes(self, child: Child, held: _Held) -> None:
         """The step's datasets and models; of a dataset MLflow itself sees that it has it."""
@@ -133,9 +134,6 @@ class Tracking:
         if datasets or new:
             self.client.log_inputs(held.id, datasets, [LoggedModelInput(m) for m in new])
             held.takes |= set(new)
-
-    def _model_of(self, child: Child, digest: str) -> str:
-        return self._model(next(t for t in child.takes if t.digest == digest))
 
     def _model(self, thing: Thing, maker: str | None = None, params: Mapping[str, str] | None = None) -> str:
         """MLflow's name for a model: one for each digest, its weights stay where they are."""
@@ -181,17 +179,24 @@ class Tracking:
             if pointed.get(alias) != str(numbers[str(number)]):
                 self.client.set_registered_model_alias(name, alias, numbers[str(number)])
 
-    def _log(self, run: str, *, params: Mapping[str, str] | None = None, tags: Mapping[str, str]) -> None:
-        for some in _batches([Param(k, v) for k, v in (params or {}).items()], PARAMS):
-            self.client.log_batch(run, params=some)
-        for some in _batches([RunTag(k, v) for k, v in tags.items()], PARAMS):
-            self.client.log_batch(run, tags=some)
+    def _log(self, held: _Held, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Parameters and tags that a run lacks; MLflow lets no parameter change, so the first value stays."""
+        fresh = [Param(k, v) for k, v in params.items() if k not in held.params]
+        changed = [RunTag(k, v) for k, v in tags.items() if held.tags.get(k) != v]
+        for start in range(0, max(len(fresh), len(changed)), PARAMS):
+            end = start + PARAMS
+            self.client.log_batch(held.id, params=fresh[start:end], tags=changed[start:end])
+        held.params |= params.keys()
+        held.tags |= tags
 
-    def _state(self, run: str, status: str, ended: int | None) -> None:
+    def _state(self, held: _Held, status: str, ended: int | None) -> None:
+        if held.state == (status, ended):
+            return
         if ended is None:
-            self.client.update_run(run, status=status)
+            self.client.update_run(held.id, status=status)
         else:
-            self.client.set_terminated(run, status, ended)
+            self.client.set_terminated(held.id, status, ended)
+        held.state = status, ended
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)

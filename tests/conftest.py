@@ -10,6 +10,8 @@ import pytest
 
 # Two cores: what runs at once in tests has one thread each. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every run would start a process that tells MLflow; the tests that want it say so.
+os.environ["MLFLOW_TRACKING_URI"] = "none"
 
 from cluster.capacity import Capacity
 from cluster.connect import cluster

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lfm.merging._deltas import one_each
+from lfm.merging._deltas import check_one_each, one_each
 from lfm.merging.base import Merge
 
 
@@ -45,6 +45,10 @@ class Linear(Merge):
         self.require(adds_up, "weights", "a sum other than 0, or normalize false")
 
     @override
+    def check(self, num_experts: int) -> None:
+        check_one_each(self, "weights", num_experts)
+
+    @override
     def merge(
         self,
         name: str,
@@ -52,7 +56,7 @@ class Linear(Merge):
         experts: Float[Tensor, "experts *shape"],
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
-        weights = one_each("Linear", "weights", 1.0 if self.weights is None else self.weights, experts)
+        weights = one_each(self, "weights", experts)
         total = torch.zeros_like(base)
         for weight, expert in zip(weights, experts, strict=True):  # a product with the whole stack would double it
             total.addcmul_(weight, expert)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lfm.merging._deltas import one_each
+from lfm.merging._deltas import check_one_each, one_each
 from lfm.merging.base import Merge
 
 
@@ -38,6 +38,10 @@ class TaskArithmetic(Merge):
     scale: float | tuple[float, ...] = 0.3
 
     @override
+    def check(self, num_experts: int) -> None:
+        check_one_each(self, "scale", num_experts)
+
+    @override
     def merge(
         self,
         name: str,
@@ -45,7 +49,7 @@ class TaskArithmetic(Merge):
         experts: Float[Tensor, "experts *shape"],
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
-        scales = one_each("TaskArithmetic", "scale", self.scale, experts)
+        scales = one_each(self, "scale", experts)
         total = torch.zeros_like(base)
         for scale, expert in zip(scales, experts, strict=True):  # a product with the whole stack would double it
             total.addcmul_(scale, expert - base)

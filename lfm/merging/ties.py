@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lfm.merging._deltas import one_each
+from lfm.merging._deltas import check_one_each, one_each
 from lfm.merging.base import Merge
 
 HALF = 16  # bits that one pass decides; a histogram has 65,536 counts for each expert then
@@ -68,6 +68,10 @@ class TIES(Merge):
         weighs = self.convention in ("mergekit", "peft")
         self.require(self.weights is None or weighs, "weights", "none, or convention 'mergekit' or 'peft'")
 
+    @override
+    def check(self, num_experts: int) -> None:
+        check_one_each(self, "weights", num_experts)
+
     @property
     @override
     def passes(self) -> int:
@@ -107,7 +111,7 @@ class TIES(Merge):
         experts: Float[Tensor, "experts *shape"],
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
-        weights = one_each("TIES", "weights", 1.0 if self.weights is None else self.weights, experts)
+        weights = one_each(self, "weights", experts)
         deltas = self._trimmed(base, experts, found)
         weighted = deltas * weights
         votes = weighted if self.convention == "mergekit" else deltas

@@ -10,7 +10,6 @@ from cluster.connect import cluster
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
 from operators.catalog import Catalog
-from operators.serving import PortBusy, busy
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inspector import Looks
@@ -61,6 +60,10 @@ def _taken_ports(spec: Spec) -> list[str]:
     asked = {
         n: (str(s.params["host"]), int(str(s.params["port"]))) for n, s in spec.steps.items() if s.operator == "serve"
     }
+    if not asked:
+        return []
+    from operators.serving import PortBusy, busy  # with torch, which not every pipeline needs
+
     return [f"step {n!r}: {PortBusy(*where)}" for n, where in asked.items() if busy(*where)]
 
 

@@ -48,7 +48,8 @@ def _prospect(fingerprint: str, effect: bool, stored: Collection[str]) -> str:
 def _asks(resources: Resources) -> str:
     workers = f"{resources.workers} x " if resources.workers > 1 else ""
     gpus = f", {resources.gpus_per_worker:g} {resources.accelerator}" if resources.gpus else ""
-    return f"{workers}{resources.cpus_per_worker:g} CPU{gpus}"
+    shared = f", {resources.strategy}" if resources.strategy != "single" else ""
+    return f"{workers}{resources.cpus_per_worker:g} CPU{gpus}{shared}"
 
 
 def _taken(inputs: Mapping[str, Any]) -> list[str]:

@@ -43,9 +43,7 @@ class ServerFailed(LfmError, RuntimeError):
         self.said = said
 
     def __str__(self) -> str:
-        return (
-            f"mlflow server: ended or did not answer and said {self.said!r}, expected its pages. Look at its database."
-        )
+        return f"mlflow server: did not come up and said {self.said!r}, expected its pages. Look at its database."
 
 
 def act(arguments: Namespace) -> int:
@@ -61,7 +59,7 @@ def act(arguments: Namespace) -> int:
     left = subprocess.run([sys.executable, "-m", "pipelines.mirror", storage.uri], stderr=subprocess.PIPE, check=False)
     if left.returncode:
         last = left.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        print(f"MLflow has not all runs of the store. {last}".rstrip(), file=sys.stderr)
+        print(f"MLflow has not all runs of the store yet. {last}".rstrip(), file=sys.stderr)
     if served:
         print(f"MLflow at {uri}")
         return 0

@@ -243,7 +243,7 @@ def _sessions(
         if last and status == "running":
             ended = now
         elif serving is not None:
-            served = (now if last and status == "serving" else ended) - serving
+            served += (now if last and status == "serving" else ended) - serving
             ended = serving
         following = drivers[i + 1][0].time if not last else math.inf
         lives = [a.ended for one in attempts for a in one if began <= a.began < following]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.page.account import Lines, Step
 from pipelines.page.markup import Markup, element, number
-from pipelines.page.scales import Scale, brief, fitted, fitted_wide, log_ticks, ticks, took
+from pipelines.page.scales import Scale, brief, fitted, fitted_wide, log_ticks, tick_texts, ticks, took
 
 MAX_POINTS = 500  # of a curve: more cannot be told apart on a screen
 WIDTH, LEFT, RIGHT, TOP = 440.0, 46.0, 10.0, 8.0
@@ -26,6 +26,11 @@ class Part:
     ticks: Sequence[float]
     top: float
     height: float
+
+    @property
+    def tall(self) -> bool:
+        """Whether it is the large part."""
+        return self.height == TALL
 
 
 def curves(steps: Sequence[Step]) -> Markup | None:
@@ -66,6 +71,8 @@ def _card(step: Step) -> Markup | None:
     parts = _parts(measured)
     first = min(points[0][0] for points in measured.values())
     last = max(points[-1][0] for points in measured.values())
+    if step.state == "running":
+        last = max(last, step.lines[-1]["total"])  # room for what is still to come
     bottom = parts[-1].top + parts[-1].height
     across = Scale(first, last, LEFT, WIDTH - RIGHT)
     drawing = element(
@@ -113,15 +120,20 @@ def _parts(measured: Mapping[str, Series]) -> list[Part]:
 
 def _axis(part: Part) -> Markup:
     """Ticks with their lines, and what the part shows where the legend above does not say it."""
+    texts = (
+        tick_texts(part.ticks)
+        if part.tall and not part.scale.logarithmic
+        else [brief(t, 4 if part.tall else 2) for t in part.ticks]
+    )
     marks = [
         (
             element("path", class_="tick", d=f"M{number(LEFT)} {number(y)}H{number(WIDTH - RIGHT)}"),
-            element("text", brief(tick, 4 if part.height == TALL else 2), x=LEFT - 6, y=y + 3.5, text_anchor="end"),
+            element("text", text, x=LEFT - 6, y=y + 3.5, text_anchor="end"),
         )
-        for tick in part.ticks
+        for tick, text in zip(part.ticks, texts, strict=True)
         for y in (part.scale.at(tick),)
     ]
-    notes = [] if part.height == TALL else [plain(n) for n in part.names]
+    notes = [] if part.tall else [plain(n) for n in part.names]
     notes += ["logarithmic"] if part.scale.logarithmic else []
     above = element("text", ", ".join(notes), class_="what", x=LEFT, y=part.top - 5) if notes else None
     return element("g", marks, above, class_="axis")
@@ -140,7 +152,7 @@ def _below(across: Scale, bottom: float) -> Markup:
 
 
 def _line(name: str, points: Series, across: Scale, part: Part) -> Markup:
-    thin = thinned(points, MAX_POINTS if part.height == TALL else MAX_POINTS // 2)
+    thin = thinned(points, MAX_POINTS if part.tall else MAX_POINTS // 2)
     places = [(across.at(x), part.scale.at(y)) for x, y in thin]
     path = "M" + "L".join(f"{number(x)} {number(y)}" for x, y in places)
     dots = [element("circle", cx=x, cy=y, r=2) for x, y in places] if _dotted(points, part) else []
@@ -149,37 +161,38 @@ def _line(name: str, points: Series, across: Scale, part: Part) -> Markup:
 
 def _dotted(points: Series, part: Part) -> bool:
     """Whether there are so few points that each is marked."""
-    return len(points) <= BANDS and part.height == TALL
+    return len(points) <= BANDS and part.tall
 
 
 def _style(name: str, part: Part) -> str:
-    return f"c{part.names.index(name) % 4}" if part.height == TALL else "small"
+    return f"c{part.names.index(name) % 4}" if part.tall else "small"
 
 
 def _bands(measured: Mapping[str, Series], across: Scale, bottom: float) -> list[Markup]:
     """Upright stripes that say what was measured there when somebody points at them."""
-    found = []
-    width = (across.high - across.low) / BANDS
-    for i in range(BANDS):
-        low, high = across.low + i * width, across.low + (i + 1) * width
-        inside = {
-            name: [p for p in points if low <= p[0] < high or (i == BANDS - 1 and p[0] == high)]
-            for name, points in measured.items()
-        }
-        steps = sorted({x for points in inside.values() for x, _ in points})
-        if steps:
-            said = [f"{plain(n)} {_span([y for _, y in points])}" for n, points in inside.items() if points]
-            at = f"step {steps[0]:.0f}" if len(steps) == 1 else f"steps {steps[0]:.0f} to {steps[-1]:.0f}"
-            x, stripe = across.at(low), across.at(high) - across.at(low)
-            found.append(
-                element(
-                    "g",
-                    element("title", "\n".join([at, *said])),
-                    element("rect", x=x, y=TOP, width=stripe, height=bottom - TOP),
-                    class_="band",
-                )
-            )
-    return found
+    inside: list[dict[str, list[tuple[float, float]]]] = [{} for _ in range(BANDS)]
+    for name, points in measured.items():
+        for point in points:
+            share = (point[0] - across.low) / (across.high - across.low)
+            inside[min(int(share * BANDS), BANDS - 1)].setdefault(name, []).append(point)
+    width = (across.end - across.start) / BANDS
+    return [
+        element(
+            "g",
+            element("title", _said(found)),
+            element("rect", x=across.start + i * width, y=TOP, width=width, height=bottom - TOP),
+            class_="band",
+        )
+        for i, found in enumerate(inside)
+        if found
+    ]
+
+
+def _said(found: Mapping[str, Series]) -> str:
+    steps = [x for points in found.values() for x, _ in points]
+    first, last = min(steps), max(steps)
+    at = f"step {first:.0f}" if first == last else f"steps {first:.0f} to {last:.0f}"
+    return "\n".join([at, *(f"{plain(n)} {_span([y for _, y in points])}" for n, points in found.items())])
 
 
 def _span(values: Sequence[float]) -> str:

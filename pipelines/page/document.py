@@ -101,12 +101,12 @@ def _header(name: str, account: Account, titles: list[str]) -> Markup:
                 ("run", element("code", account.run)),
                 ("began", _moment(account.sessions[0][0])),
                 ("took", took(worked)),
+                ("as of", _moment(account.now) if account.now else None),
                 ("resumed", _times(len(account.sessions) - 1)),
                 ("served", took(account.served) if account.served else None),
                 ("steps", counts),
                 ("lfm", account.started["version"]),
                 ("store", element("code", account.store, class_="path")),
-                ("as of", _moment(account.now) if account.now else None),
             ]
         ),
         element(

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.page.account import Account, Step
 from pipelines.page.curves import plain
 from pipelines.page.markup import Markup, element
-from pipelines.page.scales import Scale, alike, brief, ticks
+from pipelines.page.scales import Scale, alike, tick_texts, ticks
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 
@@ -89,7 +89,8 @@ def _group(measure: str, compared: Sequence[Comparison]) -> Markup:
     marks = ticks(across.low, across.high, 5)
     written = alike([v for c in compared for v in (c.mean, c.low, c.high)])
     down = measure in LOWER_IS_BETTER
-    axis = [element("span", brief(t), style=f"left:{across.at(t):.2f}%") for t in marks]
+    texts = zip(marks, tick_texts(marks), strict=True)
+    axis = [element("span", text, style=f"left:{across.at(t):.2f}%") for t, text in texts]
     better = "← better when lower" if down else "better when higher →"
     return element(
         "tbody",

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 SWEEPS = 16  # orders hardly change after this many
 GAP_X, GAP_Y = 28.0, 12.0
+WIDEST, SLOPE = 160.0, 0.12  # how wide a gap gets, and how much of the height that its steepest arrow climbs
 JOINT = 6.0  # how much height a passing line takes
 STRAIGHT = 4.0  # how much rather a line bends beside a node than between two joints
 
@@ -56,12 +57,14 @@ def arranged(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str]]) -> Arr
     joints = {spot for spot in heights if rank[spot[0]] != spot[1]}
     middles = _middles(layers, hops, heights, joints)
     widths = [max((boxes[n].width for n, r in layer if rank[n] == r), default=0.0) for layer in layers]
-    lefts = [sum(widths[:i]) + i * GAP_X for i in range(len(widths))]
+    gaps = _gaps(hops, middles, len(layers))
+    lefts = [sum(widths[:i]) + sum(gaps[:i]) for i in range(len(widths))]
     placed = {
         n: Box(widths[rank[n]], b.height, lefts[rank[n]], middles[n, rank[n]] - b.height / 2) for n, b in boxes.items()
     }
     routes = {arrow: _route(path, middles, lefts, widths) for arrow, path in paths.items()}
-    return Arranged(placed, routes, lefts[-1] + widths[-1], max(b.y + b.height for b in placed.values()))
+    height = max(y + heights[spot] / 2 for spot, y in middles.items())
+    return Arranged(placed, routes, lefts[-1] + widths[-1], height)
 
 
 def ranks(nodes: Iterable[str], arrows: Sequence[tuple[str, str]]) -> dict[str, int]:
@@ -190,6 +193,14 @@ def _straighten(
             if levels:
                 level = min(levels, key=lambda y: abs(y - middle[spot]))
                 middle[spot] = min(max(level, low), high)
+
+
+def _gaps(hops: Sequence[tuple[Spot, Spot]], middles: Mapping[Spot, float], layers: int) -> list[float]:
+    """How wide the room after each layer is: wider where arrows climb far, or they would lie on one another."""
+    climbs = [0.0] * layers
+    for one, other in hops:
+        climbs[one[1]] = max(climbs[one[1]], abs(middles[one] - middles[other]))
+    return [min(max(GAP_X, SLOPE * climb), WIDEST) for climb in climbs]
 
 
 def _route(

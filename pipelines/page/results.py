@@ -38,7 +38,7 @@ class Evaluation:
 def evaluations(account: Account) -> list[Evaluation]:
     """Every evaluation that ended well."""
     return [
-        Evaluation(step, {k: _numbers(v) for k, v in step.about["sets"].items()})
+        Evaluation(step, {k: _numbers(v) for k, v in step.about["sets"].items() if isinstance(v, Mapping)})
         for step in account.steps.values()
         if isinstance(step.about.get("sets"), Mapping)
     ]
@@ -84,8 +84,10 @@ def evaluated(account: Account) -> Markup | None:
 
 def delivered(account: Account) -> Markup | None:
     """Endpoints and registry entries."""
-    cards = [_endpoint(s) for s in account.steps.values() if "probe" in s.about]
-    cards += [_entry(s) for s in account.steps.values() if s.planned["operator"] == "register" and s.made]
+    cards = [_endpoint(s) for s in account.steps.values() if s.planned["operator"] == "serve" and s.made]
+    cards += [
+        _entry(s) for s in account.steps.values() if s.planned["operator"] == "register" and "registered" in s.about
+    ]
     return element("div", cards, class_="delivered") if cards else None
 
 
@@ -111,8 +113,8 @@ def _endpoint(step: Step) -> Markup:
 
 
 def _entry(step: Step) -> Markup:
-    noted = [(k, v) for k in ("name", "version", "alias", "aliases") if (v := step.about.get(k)) is not None]
-    pairs = [*((k, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in noted)]
+    noted: Mapping[str, object] = step.about["registered"]
+    pairs = [(k, str(v)) for k, v in noted.items()]
     return element(
         "section",
         element("h3", "Registered by ", element("code", step.name)),
@@ -145,7 +147,9 @@ def _column(measure: str, values: Sequence[float | None]) -> list[Markup]:
 
 def _documents(name: str, found: Sequence[Evaluation]) -> str:
     counts = sorted({int(e.sets[name]["documents"]) for e in found if "documents" in e.sets.get(name, {})})
-    return f"{' or '.join(map(str, counts))} documents" if counts else ""
+    if not counts:
+        return ""
+    return f"{' or '.join(map(str, counts))} document{'' if counts == [1] else 's'}"
 
 
 def _size(evaluation: Evaluation) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipelines.view import seconds as duration
 
@@ -67,6 +68,15 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
         if len(found) <= count + 1:
             return found
     return found[:: math.ceil(len(found) / count)]
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """Ticks of a linear axis, with just the decimals that tell one from the next."""
+    step = min((b - a for a, b in pairwise(values)), default=0.0)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 9
+    if decimals > 6 or max(abs(v) for v in values) >= 1e6:
+        return [brief(v) for v in values]
+    return [f"{v:.{decimals}f}".replace("-", MINUS) for v in values]
 
 
 def time_ticks(total: float, count: int) -> list[float]:

@@ -22,7 +22,7 @@ def failures(account: Account) -> Markup | None:
             element("strong", a.said["error"]),
             f": {str(a.said['sentence']).rstrip('.')}. Log: ",
             element("code", f"{account.store}/{a.log}", class_="path"),
-            " Another attempt went well." if s.state == "done" else None,
+            "; another attempt went well." if s.state == "done" else None,
         )
         for s in account.steps.values()
         for a in s.attempts

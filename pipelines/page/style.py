@@ -204,6 +204,8 @@ summary .state { font-weight: 400; }
   body { padding: 18px 14px 40px; }
   .part { margin-top: 28px; }
   .facts { gap: 8px 20px; }
+  .evaluations th, .evaluations td { padding: 4px 10px; }
+  .evaluations tbody th { min-width: 120px; max-width: 38vw; white-space: normal; }
   .intervals, .intervals tbody, .intervals tr, .intervals th, .intervals td { display: block; width: auto; }
   .intervals caption { display: block; padding: 10px 14px; }
   .intervals thead { display: none; }
@@ -214,9 +216,10 @@ summary .state { font-weight: 400; }
   .intervals .axis td:nth-child(2) { padding: 0 28px; }
   .intervals .number { display: inline-block; text-align: left; }
   .intervals .number + td { display: inline-block; padding-left: 0; }
-  .timeline .ruler span:not(:nth-child(4n + 1), .pause) { display: none; }
+  .timeline .ruler span:not(:nth-child(4n + 1)), .timeline .ruler .pause { display: none; }
   .timeline tbody th { padding-right: 10px; max-width: 38vw; overflow: hidden; text-overflow: ellipsis; }
   .timeline .number { padding-left: 10px; }
+  .tries { display: none; }
   summary { grid-template-columns: 14px 1fr auto; }
   summary .verb { grid-column: 2; } summary .state { grid-column: 3; grid-row: 1; }
   summary .state, summary .number { justify-self: end; }

@@ -11,6 +11,7 @@ from pipelines.page.states import badge, word
 
 PAUSE = 2.5  # percent of the width that stands for the time in which no driver worked
 TICKS = 10
+BESIDE_PAUSE = 5.0  # percent of the width that a pause's label needs for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Axis:
         for tick in time_ticks(self.total or 1.0, TICKS):
             before = [sum(e - b for b, e in self.sessions[: i + 1]) for i in range(len(self.sessions) - 1)]
             found.append((self.place(tick, sum(tick > b for b in before)), clock(tick)))
-        return found
+        return [mark for mark in found if all(abs(mark[0] - place) > BESIDE_PAUSE for place, _ in self.pauses())]
 
     def pauses(self) -> list[tuple[float, float]]:
         """Where each pause begins, and how many seconds it stands for."""

@@ -35,6 +35,10 @@ def test_planning_loads_neither_ray_nor_transformers():
     assert not loaded_by(every) & {"ray", "transformers", "mlflow", "peft", "fastapi"}
 
 
+def test_a_run_loads_torch_only_with_a_step_that_needs_it():
+    assert not loaded_by("import pipelines.commands.run") & {"ray", "torch", "transformers", "mlflow", "pyarrow"}
+
+
 def test_a_package_that_hides_one_of_ours_is_named(tmp_path):
     (tmp_path / "operators").mkdir()
     (tmp_path / "operators" / "__init__.py").write_text("")

@@ -74,8 +74,8 @@ def test_the_gate_stays_closed_and_says_all_that_does_not_hold(workspace, result
     assert re.search(r"loss of student minus equal on text is .0\.\d{4} \[-0\.\d{4}, \+0\.\d{4}\]", str(caught.value))
     assert "expert minus student" not in str(caught.value)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["holds", *["FAILS"] * 3]
-    assert [line["holds"] for line in workspace.said] == [1.0, 0.0, 0.0, 0.0]
-    for line, requirement in zip(workspace.said, require, strict=True):
+    assert [line["holds"] for line in workspace.told] == [1.0, 0.0, 0.0, 0.0]
+    for line, requirement in zip(workspace.told, require, strict=True):
         found = compared(requirement, results)
         assert (line["mean"], line["low"], line["high"]) == (found.mean, found.low, found.high)
     assert str(GateClosed(*caught.value.args)) == str(caught.value)

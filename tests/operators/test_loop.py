@@ -221,6 +221,21 @@ def test_a_part_that_is_frozen_stays_and_carries_no_state(tmp_path):
     assert not any("embed_tokens" in name for name in [*stored, *got.weights])
 
 
+def test_a_parameter_without_a_gradient_does_not_keep_a_run_from_going_on(tmp_path):
+    def unused():
+        made = job()
+        made.objective.unused = torch.nn.Parameter(torch.ones(2))
+        return made
+
+    training = replace(TRAINING, max_steps=4, checkpoint_every=2)
+    work = small.Work(tmp_path)
+    whole = train(unused(), training, Place(), work, work.scratch)
+    curve, work.told = work.curve()[2:], []
+    again = train(unused(), training, Place(), work, work.scratch)
+    assert work.curve() == curve
+    assert same(again.weights, whole.weights)
+
+
 def test_rows_are_seen_in_the_same_order_whatever_the_batch():
     twos = np.concatenate([global_batch(10, step, 2, seed=1) for step in range(10)])
     fives = np.concatenate([global_batch(10, step, 5, seed=1) for step in range(4)])

@@ -153,8 +153,10 @@ def test_a_temperature_near_zero_is_greedy_and_no_error():
         assert drawn.tolist() == [1, 2]
 
 
-def test_the_second_token_is_drawn_given_the_first(tokenizer):
-    engine = Native(small.model("llama", vocab_size=6, tie_word_embeddings=False), tokenizer)
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite"])  # the latter two do something to their logits
+def test_the_second_token_is_drawn_given_the_first(kind, tokenizer):
+    shaping = {"gemma2": {"final_logit_softcapping": 0.3}, "granite": {"logits_scaling": 0.3}}.get(kind, {})
+    engine = Native(small.model(kind, vocab_size=6, tie_word_embeddings=False, **shaping), tokenizer)
     engine.ends = set()
     prompt, number = [3, 1, 4], 4000
     seen = Counter(map(tuple, engine.complete([prompt] * number, Sampling(max_tokens=2, temperature=0.4, top_p=0.9))))

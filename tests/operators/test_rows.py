@@ -268,6 +268,16 @@ def test_splits_and_configurations_are_never_mixed_silently(tmp_path, layout):
     assert read_rows(folder, files="*").num_rows == len(names)  # who says so mixes them
 
 
+def test_a_folder_of_the_hubs_cache_is_read_through_its_links(tmp_path):
+    snapshot = tmp_path / ".cache/hub/datasets--a--b/snapshots/0a1b/data"
+    parquet(tmp_path / ".cache/hub/datasets--a--b/blobs/0123", [{"text": "a"}])
+    snapshot.mkdir(parents=True)
+    (snapshot / "train-00000-of-00001.parquet").symlink_to("../../../blobs/0123")
+    (snapshot.parent / "README.md").write_text("about")
+    (snapshot.parent / ".gitattributes").write_text("")
+    assert read_rows(Dataset(str(snapshot.parent))).to_pylist() == [{"text": "a"}]
+
+
 def test_a_pattern_has_to_choose_something(tmp_path):
     parquet(tmp_path / "data/train-00000-of-00001.parquet", [{"text": "a"}])
     with pytest.raises(DatasetError, match=r"no file that matches files='test\*', expected one of 'data/train-00000"):

@@ -1,5 +1,6 @@
 """Stores on each kind of storage."""
 
+import os
 import threading
 import uuid
 
@@ -7,8 +8,11 @@ import pytest
 
 from pipelines import s3
 from pipelines.local_storage import LocalStorage
+from pipelines.mirror import QUIET
 from pipelines.s3_storage import S3Storage
 from pipelines.store import Store
+
+os.environ.update(QUIET)  # before anything imports MLflow
 
 
 class OneAtATime:
@@ -70,3 +74,56 @@ def either_store(request, tmp_path):
     if request.param == "s3":
         return request.getfixturevalue("s3_store")
     return Store(LocalStorage(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def hasty_sqlite():
+    """Databases that do not wait for the disk."""
+    from sqlalchemy import Engine, event
+
+    def hasten(connection, _):
+        if type(connection).__module__.startswith("sqlite3"):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", hasten)
+    yield
+    event.remove(Engine, "connect", hasten)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, hasty_sqlite):
+    """An empty database of MLflow's, which takes seconds to make."""
+    from pipelines import tracking
+
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "scratch").mkdir()
+    tracking.prepare(folder / "mlflow.db", folder / "mlflow", folder / "scratch")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def told(store, prepared, server_begun, request):
+    """A store whose runs go to an MLflow that all tests share: opening a database takes a second."""
+    from tests.pipelines.mlflow_told import Told
+
+    return Told(store, f"sqlite:///{prepared}", request.function.__name__)
+
+
+@pytest.fixture
+def own(tmp_path, prepared):
+    """A store with an MLflow beside its artifacts."""
+    from tests.pipelines.mlflow_told import Told, with_database
+
+    return Told(with_database(tmp_path / "own", prepared), "own", "story")
+
+
+@pytest.fixture(scope="session")
+def server_begun(tmp_path_factory, prepared):
+    """`lfm ui`, which comes up while tests go on that have no use for it."""
+    from tests.pipelines.mlflow_told import Server
+
+    server = Server(tmp_path_factory.mktemp("served"), prepared)
+    yield server
+    if server.process.poll() is None:
+        server.process.terminate()
+        server.process.wait(60)

@@ -69,9 +69,9 @@ def test_what_a_gate_let_through_comes_from_what_made_it(store, knows):
 
 def test_of_two_gates_in_a_row_the_second_comes_first(store):
     put(store, "merge", "d", {"data": TEXT})
-    put(store, "second", "d", {"model": of("d")}, known={"model": ["first"]})
-    put(store, "first", "d", {"model": of("d")}, known={"model": ["merge"]})
-    assert [s for _, _, s in steps(ancestry(store, "d"))] == ["second", "first", "merge", "/data/text"]
+    put(store, "after", "d", {"model": of("d")}, known={"model": ["before"]})
+    put(store, "before", "d", {"model": of("d")}, known={"model": ["merge"]})
+    assert [s for _, _, s in steps(ancestry(store, "d"))] == ["after", "before", "merge", "/data/text"]
 
 
 def test_a_step_that_took_the_ungated_model_did_not_take_the_gate_s(store):

@@ -59,6 +59,8 @@ def test_plan_run_and_show(typed):
         n: s["fingerprint"] for n, s in plan["steps"].items()
     }
     assert "done" in typed("show", "last")[1]
+    assert typed("show", "last", "--html", "run.html")[0] == 0
+    assert "diamond" in Path("run.html").read_text()
 
     (run,) = json.loads(typed("ps", "--json")[1])
     assert (run["status"], run["finished"], run["steps"]) == ("done", 4, 4)

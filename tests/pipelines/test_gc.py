@@ -243,6 +243,20 @@ def test_what_was_half_uploaded_stays_until_its_writer_is_silent_for_long(s3_sto
     assert s3_store.storage.list("artifacts") == ()
 
 
+def test_a_copy_of_what_another_machine_has_deleted_goes(s3_store, bucket):
+    for step in ("a", "b"):
+        made(s3_store, step)
+    ran(s3_store, "one", "a", "b")
+    digest = s3_store.result(fingerprint("b")).digest
+    here = s3_store.storage.copies / "artifacts"
+    assert len(list(here.iterdir())) == 2
+    for one in list(s3.listed(bucket, f"some/where/artifacts/{digest}")):
+        s3.client().delete_object(Bucket=bucket, Key=one.key)
+    collect(s3_store)
+    assert [p.name for p in here.iterdir()] == [s3_store.result(fingerprint("a")).digest]
+    assert garbage(s3_store) == []
+
+
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1234567, "1.23 MB"), (5 * 10**15, "5e+03 TB")]
 )

@@ -22,6 +22,7 @@ def planned(**needs):
             resources=resources,
             kind="dataset",
             effect=name == "endpoint",
+            starts_workers=False,
             needs=tuple(before),
             fingerprint=f"f-{name}",
             components={},

@@ -151,6 +151,15 @@ def test_appends_come_one_after_the_other(storage):
     assert storage.list("log") == ()
 
 
+def test_an_append_sends_again_only_the_last_part(on_s3, bucket):
+    sizes = []
+    for _ in range(5):
+        on_s3.append("log", b"x" * (PART // 2))
+        sizes.append([o.size for o in s3.listed(bucket, "some/where/log")])
+    half = PART // 2
+    assert sizes == [[half], [2 * half], [2 * half, half], [2 * half, 2 * half], [2 * half, 2 * half, half]]
+
+
 def test_scratch_says_whose_it_is(storage):
     one, other = storage.scratch(), storage.scratch()
     assert one != other
@@ -280,7 +289,7 @@ def test_a_folder_damaged_on_s3_is_not_fetched(on_s3, bucket, monkeypatch, tmp_p
         s3.client().put_object(Bucket=bucket, Key="some/where/x/b", Body=b"3")
     with pytest.raises(DamagedFolder, match=r"some/where/x: 'b' is not what the manifest says"):
         there.fetch("x")
-    assert not (there.cache / "x").exists()
+    assert not (there.copies / "x").exists()
 
 
 def test_a_folder_is_not_there_before_its_manifest(on_s3, bucket, monkeypatch):
