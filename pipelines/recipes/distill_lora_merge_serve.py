@@ -1,5 +1,7 @@
 """A teacher is distilled, two LoRA experts of the student are merged, the result is gated, registered and served."""
 
+from typing import Any
+
 from lfm.distillation.forward_kl import ForwardKL
 from lfm.merging.ties import TIES
 from lfm.tuning.full import Full
@@ -16,9 +18,8 @@ from operators.registration import register
 from operators.serving import serve
 from operators.tuning import tune
 
-
-SHAPE = {"batch_size": 8, "length": 256, "weight_decay": 0.1}
-EXPERT = {"epochs": 3.0, "learning_rate": 4e-3, "batch_size": 8, "length": 256}
+SHAPE: dict[str, Any] = {"batch_size": 8, "length": 256, "weight_decay": 0.1}
+EXPERT: dict[str, Any] = {"epochs": 3.0, "learning_rate": 4e-3, "batch_size": 8, "length": 256}
 BETTER = [
     Requirement(better="student", than="undistilled", on="text"),
     Requirement(better="describer", than="student", on="summaries"),
@@ -40,11 +41,11 @@ def distill_lora_merge_serve(
     pairs = {"summaries": summaries_held_out, "names": names_held_out}
 
     teacher = pretrain(
-        "teacher", data=text_train, layers=6, width=192, heads=4, learning_rate=2e-3, max_steps=1000, **SHAPE,
+        "teacher", data=text_train, layers=6, width=192, heads=4, learning_rate=2e-3, max_steps=600, **SHAPE,
         resources=Resources(cpus_per_worker=2),
     )  # fmt: skip
     student = pretrain("student", data=text_train, tokenizer=teacher, layers=4, width=96, heads=4, max_steps=0)
-    schedule = {"max_steps": 800, "learning_rate": 4e-3, **SHAPE}
+    schedule: dict[str, Any] = {"max_steps": 500, "learning_rate": 4e-3, **SHAPE}
     undistilled = tune("undistilled", model=student, data=text_train, method=Full(), **schedule)
     distilled = distill(
         "distilled", teacher=teacher, student=student, data=text_train, method=ForwardKL(), top_k=64, **schedule
