@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 # The stamp is newer than pyproject.toml once everything that it names is installed.
-# DS_BUILD_OPS=0: DeepSpeed compiles what it needs when it first needs it, not at install time.
+# DS_BUILD_OPS=0: nothing of DeepSpeed is compiled at install time; on a CPU nothing is later either.
 .venv/stamp: pyproject.toml
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --editable '.[dev]'
