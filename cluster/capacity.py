@@ -1,24 +1,28 @@
 """What there is to run on: this machine's share of CPUs, GPUs and memory, read without Ray or torch."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+DRIVER = Path("/proc/driver/nvidia/gpus")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """What a cluster has in all; `memory` in bytes."""
+    """What a cluster has in all; `memory` in bytes, `accelerators` as Ray calls them, None where nobody has looked."""
 
     cpus: float
     gpus: float
     memory: float = float("inf")
+    accelerators: frozenset[str] | None = None
 
 
 def here() -> Capacity:
     """What this process may use of this machine: its CPU affinity, its visible GPUs, its control group's limits."""
-    return Capacity(cpus=_cpus(), gpus=_gpus(), memory=_memory())
+    return Capacity(cpus=_cpus(), gpus=_gpus(), memory=_memory(), accelerators=_accelerators())
 
 
 def _cpus() -> float:
@@ -30,12 +34,29 @@ def _cpus() -> float:
 
 
 def _gpus() -> float:
-    driver = Path("/proc/driver/nvidia/gpus")
-    present = len(list(driver.iterdir())) if driver.is_dir() else 0
+    present = len(list(DRIVER.iterdir())) if DRIVER.is_dir() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return float(present)
     return float(min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")])))
+
+
+def _accelerators() -> frozenset[str]:
+    models = [re.search(r"^Model:\s*(.+)$", f.read_text(), re.MULTILINE) for f in DRIVER.glob("*/information")]
+    return frozenset(accelerator(m[1].strip()) for m in models if m is not None)
+
+
+def accelerator(model: str) -> str:
+    """What Ray calls a device, given what its driver calls it: ``H100`` for ``NVIDIA H100 80GB HBM3``."""
+    _, *words = model.split()
+    series: list[str] = []
+    for word in words:
+        series.append(word.partition("-")[0])
+        if not re.fullmatch(r"[A-Z0-9]+", series[-1]):
+            break
+        if re.search(r"\d", series[-1]):
+            return "-".join(series)
+    return "-".join(model.removeprefix("NVIDIA ").split())
 
 
 def _memory() -> float:

@@ -71,7 +71,13 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
 
 def _all_of(ray: "object") -> Capacity:
     there = ray.cluster_resources()  # type: ignore[attr-defined]
-    return Capacity(cpus=there.get("CPU", 0.0), gpus=there.get("GPU", 0.0), memory=there.get("memory", float("inf")))
+    kinds = frozenset(k.removeprefix("accelerator_type:") for k in there if k.startswith("accelerator_type:"))
+    return Capacity(
+        cpus=there.get("CPU", 0.0),
+        gpus=there.get("GPU", 0.0),
+        memory=there.get("memory", float("inf")),
+        accelerators=kinds,
+    )
 
 
 def _short() -> str | None:

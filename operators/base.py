@@ -10,6 +10,7 @@ Calling an operator runs nothing. It returns a `Step`, which a pipeline can plan
 
 import dataclasses
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,7 +83,11 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step(Generic[T]):
-    """One call of one operator, not made yet."""
+    """One call of one operator, not made yet.
+
+    Attributes:
+        at: The file and line of the call, for messages.
+    """
 
     name: str
     operator: "Operator[T]"
@@ -90,6 +95,7 @@ class Step(Generic[T]):
     method: Method | None
     params: Mapping[str, object]
     resources: Resources
+    at: tuple[str, int] = field(default=("", 0), compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +202,7 @@ class Operator(Generic[T]):
     ) -> Step[T]:
         """One step of a pipeline; runs nothing."""
         inputs = {k: arguments.pop(k) for k in list(arguments) if k in self.edges}
+        caller = sys._getframe(1)
         return Step(
             name=name,
             operator=self,
@@ -203,6 +210,7 @@ class Operator(Generic[T]):
             method=method,
             params=arguments,
             resources=resources or self.resources,
+            at=(caller.f_code.co_filename, caller.f_lineno),
         )
 
 

@@ -74,12 +74,14 @@ class Catalog:
         return lfm.find(f"{family_name(family)}/{name}")
 
     def _classes(self) -> list[type[Method]]:
-        return [
+        """The user's methods: classes of theirs from which none of theirs is derived, which would make it a family."""
+        found = [
             c
             for m in self.modules
             for c in vars(m).values()
             if inspect.isclass(c) and issubclass(c, Method) and c.__module__ == m.__name__
         ]
+        return [c for c in found if not any(other is not c and issubclass(other, c) for other in found)]
 
 
 def family_name(family: type[Method]) -> str:

@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -11,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 
 from lfm.errors import LfmError
+
+OURS = ("lfm", "operators", "cluster", "pipelines")
 
 
 class ShadowedModule(LfmError, ImportError):
@@ -22,8 +26,8 @@ class ShadowedModule(LfmError, ImportError):
 
     def __str__(self) -> str:
         return (
-            f"uses: {self.file!r} would be imported as {self.module!r}, which is {self.other} already. "
-            "Give the file another name."
+            f"uses: {self.file!r} would be imported as {self.module!r}, which is {self.other} already, expected a name "
+            "that nothing else has. Give the file another."
         )
 
 
@@ -62,6 +66,7 @@ def bring(code: Code, folder: str = "") -> tuple[ModuleType, ...]:
 
     Raises:
         ShadowedModule: A file is called like a module of Python, of this project or of an installed package.
+        OwnCodeFailed: A file raised.
     """
     for finder in [f for f in sys.meta_path if isinstance(f, _Brought)]:
         sys.meta_path.remove(finder)
@@ -72,7 +77,8 @@ def bring(code: Code, folder: str = "") -> tuple[ModuleType, ...]:
         if other:
             raise ShadowedModule(path, module, other)
     sys.meta_path.insert(0, _Brought(code, folder))
-    return tuple(importlib.import_module(module_name(u)) for u in code.uses)
+    with own(code):
+        return tuple(importlib.import_module(module_name(u)) for u in code.uses)
 
 
 def brought() -> Code:
@@ -80,16 +86,49 @@ def brought() -> Code:
     return next((f.code for f in sys.meta_path if isinstance(f, _Brought)), Code())
 
 
+class OwnCodeFailed(LfmError, RuntimeError):
+    """A user's file that raised, or that is no Python."""
+
+    def __init__(self, file: str, line: int, what: str) -> None:
+        super().__init__(file, line, what)
+        self.file, self.line, self.what = file, line, what
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.what}. Correct it."
+
+
+@contextmanager
+def own(code: Code) -> Iterator[None]:
+    """Say in which line of the user's files something went wrong; what did not begin there passes as it is.
+
+    Raises:
+        OwnCodeFailed: The user's code raised, or called what raised.
+    """
+    try:
+        yield
+    except OwnCodeFailed:
+        raise
+    except (Exception, SystemExit) as error:  # anything may happen in a file of the user's
+        paths = dict(code.files)
+        if isinstance(error, SyntaxError) and error.filename in paths:
+            raise OwnCodeFailed(error.filename, error.lineno or 1, f"no Python, {error.msg}") from error
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
+        if not frames:
+            raise
+        kind = "" if isinstance(error, LfmError) else f"{type(error).__name__}: "
+        what = f"{kind}{str(error).strip().partition(chr(10))[0]}".rstrip(": .")
+        raise OwnCodeFailed(frames[-1].filename, frames[-1].lineno or 1, what) from error
+
+
 def _owner(top: str) -> str:
     """Who has the top-level name already, or nothing."""
     if top in sys.stdlib_module_names:
         return "Python's own"
-    home = Path(__file__).resolve().parent.parent
+    if top in OURS:
+        return "LFM's own"
     found = PathFinder.find_spec(top)
     origin = found.origin if found is not None else None
-    if origin and ("site-packages" in Path(origin).parts or Path(origin).resolve().parent.parent == home):
-        return origin
-    return ""
+    return origin if origin and "site-packages" in Path(origin).parts else ""
 
 
 class _Brought(MetaPathFinder, InspectLoader):

@@ -213,7 +213,7 @@ def _head_size(folder: Path) -> int | None:
     """How many entries a model says its head has, of which the last may be padding."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) if path.is_file() else {}
-    size: int | None = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    size: int | None = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return size
 
 

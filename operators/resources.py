@@ -11,12 +11,12 @@ Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 class ResourcesError(LfmError, ValueError):
     """A request for resources that nothing could satisfy."""
 
-    def __init__(self, field_name: str, value: object, allowed: str) -> None:
-        super().__init__(field_name, value, allowed)
-        self.field_name, self.value, self.allowed = field_name, value, allowed
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(field, value, allowed)
+        self.field, self.value, self.allowed = field, value, allowed
 
     def __str__(self) -> str:
-        return f"resources: {self.field_name}={self.value!r}, expected {self.allowed}."
+        return f"resources: {self.field}={self.value!r}, expected {self.allowed}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,9 @@
 """The verb `serve`: a model behind the OpenAI API, live once it has proved that it is the right one."""
 
+import errno
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from operators.engines.native import Native
 from operators.language_models import load, load_tokenizer
 from operators.workspace import Workspace
 
+LAST_PORT = 65535
 PROBE_TOKENS = 16
 TOLERANCE = 1e-4  # of the largest logit: the same weights on the same kind of device, perhaps in other threads
 
@@ -31,14 +33,14 @@ class ProbeFailed(LfmError, RuntimeError):
 
 
 class PortBusy(LfmError, OSError):
-    """A port that another process listens on."""
+    """A place where nobody can listen: another process does, or the host is not this machine."""
 
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(host, port)
-        self.host, self.port = host, port
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(host, port, why)
+        self.host, self.port, self.why = host, port, why
 
     def __str__(self) -> str:
-        return f"endpoint: {self.host}:{self.port} is in use, expected a free port. Give another one as 'port'."
+        return f"endpoint: {self.host}:{self.port} {self.why}, expected a free port. Give another host or port."
 
 
 class EndpointTaken(LfmError, RuntimeError):
@@ -55,7 +57,14 @@ class EndpointTaken(LfmError, RuntimeError):
         )
 
 
-@operator(effect=True, starts_workers=True)
+def _problems(*, name: str, port: int, **_: object) -> Iterator[str]:
+    if not 1 <= port <= LAST_PORT:
+        yield f"port={port}, expected 1 <= port <= {LAST_PORT}. Give another one."
+    if not name.strip():
+        yield f"name={name!r}, expected what requests call the model. Give it one."
+
+
+@operator(effect=True, starts_workers=True, problems=_problems)
 def serve(
     work: Workspace,
     *,
@@ -84,8 +93,9 @@ def serve(
 
     from operators.endpoint import Endpoint
 
-    if not _serving(ray_serve) and busy(host, port):
-        raise PortBusy(host, port)
+    why = "" if _serving(ray_serve) else unusable(host, port)
+    if why:
+        raise PortBusy(host, port, why)
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     about = {"digest": model.digest}
     others = [n for n in ray_serve.status().applications if n != name]
@@ -119,14 +129,21 @@ def take_down(name: str, digest: str) -> None:
 
 
 def busy(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether nobody can listen there."""
+    return bool(unusable(host, port))
+
+
+def unusable(host: str, port: int) -> str:
+    """Why nobody can listen there, as a clause; nothing where somebody can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return "is in use"
+            return f"cannot be listened on ({(error.strerror or str(error)).lower()})"
+    return ""
 
 
 def probe_ids(folder: Path) -> list[int]:

@@ -79,6 +79,7 @@ class Training(Settings):
         self.require(0 <= self.beta2 < 1, "beta2", "0 <= beta2 < 1")
         self.require(self.epsilon > 0, "epsilon", "epsilon > 0")
         self.require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "clip_norm > 0, or none")
+        self.require(self.seed >= 0, "seed", "seed >= 0")
         self.require(self.checkpoint_every >= 0, "checkpoint_every", "checkpoint_every >= 0")
         self.require(self.validate_every >= 0, "validate_every", "validate_every >= 0")
         self.require(self.patience is None or self.patience >= 1, "patience", "patience >= 1, or none")

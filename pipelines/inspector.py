@@ -14,7 +14,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from pipelines import buckets, hub
 from pipelines.ancestry import find_artifact
-from pipelines.model_files import lacking
+from pipelines.model_files import damaged, lacking
 from pipelines.plan import InputProblem
 from pipelines.storage import digest_of
 from pipelines.store import Store
@@ -42,13 +42,13 @@ class Looks:
 
     Attributes:
         memory: A sqlite file that remembers digests by size, times and inode, so that a file is hashed once.
-        store: Where ``lfm://`` names are looked up.
+        store: Where ``lfm://`` names are looked up; without one they are not looked at, nor pinned.
         hash: False pins no local file: what depends on one stays unknown.
         hashing: Called before a file is hashed, with its path and size in bytes.
     """
 
     memory: Path
-    store: Store
+    store: Store | None
     hash: bool = True
     hashing: Callable[[str, int], None] = field(default=lambda path, size: None)
 
@@ -56,7 +56,7 @@ class Looks:
         """See `Inspector`."""
         scheme, colon, _ = artifact.uri.partition("://")
         if scheme == "lfm" and colon:
-            return self._stored(artifact)
+            return None if self.store is None else self._stored(artifact, self.store)
         if scheme == "s3" and colon:
             buckets.check(artifact)
             return None
@@ -68,6 +68,15 @@ class Looks:
                 f"has the scheme {scheme!r}",
                 "Give a local path, hf://name[@revision], s3://bucket/key, lfm://RUN/STEP or python://name.",
             )
+        try:
+            return self._local(artifact)
+        except (OSError, RuntimeError) as error:  # no right to look, a name too long, ``~`` of nobody
+            what = (getattr(error, "strerror", None) or str(error)).lower().removesuffix(".")
+            raise InputProblem(
+                artifact.uri, f"cannot be looked at ({what})", "Check the path and who may read it."
+            ) from error
+
+    def _local(self, artifact: A) -> A:
         path = Path(artifact.uri).expanduser()
         if not path.exists():
             raise InputProblem(artifact.uri, f"is not there (looked at {str(path.absolute())!r})", "Check the path.")
@@ -78,7 +87,7 @@ class Looks:
             if not os.access(file, os.R_OK):
                 raise InputProblem(artifact.uri, f"holds {file.name!r}, which cannot be read", "Give read access.")
         names = [f.relative_to(path).as_posix() for f in files] if path.is_dir() else [path.name]
-        problem = lacking(type(artifact), names)
+        problem = lacking(type(artifact), names) or damaged(type(artifact), path)
         if problem is not None:
             raise InputProblem(artifact.uri, *problem)
         return replace(artifact, uri=str(path.absolute()))
@@ -89,7 +98,8 @@ class Looks:
             named = f"{artifact.uri}@{platform.python_version()}"
             return replace(artifact, digest=hashlib.sha256(named.encode()).hexdigest())
         if artifact.uri.startswith(STORED):
-            found = self._stored(artifact)
+            assert self.store is not None, artifact
+            found = self._stored(artifact, self.store)
             return replace(found, uri=f"{STORED}{found.digest}")
         if artifact.uri.startswith(hub.SCHEME):
             return hub.pin(artifact)
@@ -98,11 +108,11 @@ class Looks:
         path = Path(artifact.uri).expanduser().absolute()
         return replace(artifact, uri=str(path), digest=self._digest(path) if self.hash else "")
 
-    def _stored(self, artifact: A) -> A:
+    def _stored(self, artifact: A, store: Store) -> A:
         """What a name of the store stands for, with its local folder."""
         name = artifact.uri.removeprefix(STORED)
         try:
-            found = self.store.get(find_artifact(self.store, name))
+            found = store.get(find_artifact(store, name))
         except LfmError as error:
             raise InputProblem(artifact.uri, f"is not in the store ({error})", "Look with lfm show last.") from error
         if type(found) is not type(artifact):

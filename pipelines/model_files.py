@@ -1,7 +1,9 @@
 """Which files make a model or an adapter, wherever they come from."""
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from operators.artifact import Adapter, Artifact, Model
 
@@ -25,6 +27,23 @@ def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | Non
         what = f"holds weights only as pickles ({pickles[0]}), which are never opened, expected {wanted}"
         return what, "Load it where you trust it and save it again with save_pretrained."
     return f"holds no weights, expected {wanted}", "Check what the folder is."
+
+
+def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
+    """A file of a model or adapter that is no JSON object although it has to be one, as `lacking` says it."""
+    if kind not in STEMS:
+        return None
+    for name in (*CONFIGS[kind], "tokenizer_config.json", f"{STEMS[kind]}.safetensors.index.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            holds = isinstance(json.loads(path.read_bytes()), dict)
+        except ValueError:
+            holds = False
+        if not holds:
+            return f"holds a {name} that is no JSON object", "Save the folder again, or fetch it anew."
+    return None
 
 
 def weights(kind: type[Artifact], names: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from graphlib import TopologicalSorter
@@ -12,9 +13,12 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
+from operators.code import Code, own
 from operators.training import Training
+from pipelines.fields import plain
+from pipelines.problems import Part, Problem, near
 from pipelines.source import Reach, reach
-from pipelines.spec import Reference, Spec, StepSpec, names_in, near
+from pipelines.spec import Reference, Spec, StepSpec, names_in
 
 
 class PlanError(LfmError, ValueError):
@@ -112,54 +116,86 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
     catalog = catalog or Catalog()
     problems = survey(spec, inspector, catalog, until=until)
     if problems:
-        raise PlanError(tuple(problems))
+        raise PlanError(tuple(map(str, problems)))
+    return pinned(spec, inspector, catalog, until=until)
+
+
+def pinned(spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "") -> Plan:
+    """The same as `plan`, of what `survey` has found nothing wrong with."""
     order = TopologicalSorter({n: _needs(s, spec) for n, s in spec.steps.items()}).static_order()
-    wanted = _wanted(spec, until)
-    pinned = {n: inspector.pin(spec.inputs[n]) for n in _used(spec, wanted)}
-    known = {n: f"{kind_of(type(a))}:{a.digest}" if a.digest else "" for n, a in pinned.items()}
+    wanted = needed(spec, until)
+    inputs = {n: inspector.pin(spec.inputs[n]) for n in _used(spec, wanted)}
+    known = {n: f"{kind_of(type(a))}:{a.digest}" if a.digest else "" for n, a in inputs.items()}
     steps: dict[str, PlannedStep] = {}
     reached = cache(partial(reach, code=spec.code))  # many steps have one operator
     for name in order:
         if name in wanted:
             steps[name] = _planned(name, spec, catalog, known, reached)
             known[name] = steps[name].fingerprint
-    return Plan(spec=spec, inputs=pinned, steps=steps)
+    return Plan(spec=spec, inputs=inputs, steps=steps)
 
 
-def survey(spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "") -> list[str]:
-    """A sentence for everything that is wrong with what `spec` needs from outside; reads headers, hashes nothing."""
+def survey(
+    spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "", besides: Collection[str] = ()
+) -> list[Problem]:
+    """Everything that is wrong with what `spec` needs from outside; reads headers, hashes nothing.
+
+    Args:
+        spec: The pipeline.
+        inspector: Looks at what comes from outside.
+        catalog: The operators that `spec` names.
+        until: Leave out every step that this one does not need; empty keeps all.
+        besides: Inputs to look at although no step of `spec` takes them.
+    """
     if until and until not in spec.steps:
-        return [f"--until: no step is called {until!r}. {near(until, spec.steps)}"]
-    wanted = _wanted(spec, until)
+        return [Problem(("--until",), f"--until: no step is called {until!r}. {near(until, spec.steps)}")]
+    wanted = needed(spec, until)
     problems = []
     seen: dict[str, Artifact] = {}
-    for name in _used(spec, wanted):
+    for name in dict.fromkeys((*_used(spec, wanted), *(n for n in spec.inputs if n in besides))):
         try:
             here = inspector.check(spec.inputs[name])
             if here is not None:
                 seen[name] = here
         except InputProblem as problem:
-            problems.append(f"input {name!r}: {problem}")
+            problems.append(Problem(("inputs", name), str(problem)))
     for name, step in spec.steps.items():
+        if name not in wanted:
+            continue
         verb = catalog.operator(step.operator)
-        if name in wanted and step.resources.strategy != "single" and Training not in verb.bundles.values():
-            problems.append(
-                f"step {name!r}: strategy={step.resources.strategy!r} for {verb.name!r}, which trains nothing, "
-                "expected 'single'. Leave it out."
-            )
-        if name in wanted and verb.problems is not None:
-            problems += [f"step {name!r}: {clause}" for clause in _foreseen(step, verb, verb.problems, seen)]
+        if step.resources.strategy != "single" and Training not in verb.bundles.values():
+            sentence = f"strategy={step.resources.strategy!r} for {verb.name!r}, which trains nothing"
+            part = ("steps", name, "resources", "strategy")
+            problems.append(Problem(part, f"{sentence}, expected 'single'. Leave it out."))
+        if verb.problems is not None:
+            clauses = _foreseen(step, verb, verb.problems, seen, spec.code)
+            problems += [Problem(("steps", name, *_about(clause, step, verb)), clause) for clause in clauses]
     return problems
 
 
-def _foreseen(step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact]) -> list[str]:
+def _about(clause: str, step: StepSpec, verb: Operator[Any]) -> Part:
+    """The part of a step that an operator's clause begins with, as ``length=5`` and ``data: ...`` do."""
+    found = re.match(r"\w+", clause)
+    word = found[0] if found else ""
+    if word == type(step.method).__name__:
+        return ("method",)
+    homes = {"params": step.params, "inputs": verb.edges, "resources": Resources.__dataclass_fields__}
+    return next(((section, word) for section, known in homes.items() if word in known), ())
+
+
+def _foreseen(
+    step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], code: Code
+) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
+    kinds: tuple[type[Artifact], ...]
 
     def one(name: str) -> Artifact | None:
-        return seen.get(name)
+        found = seen.get(name)
+        return found if isinstance(found, kinds) else None  # of another kind, which is a problem of its own
 
     given: dict[str, Any] = {}
-    for key in verb.edges:
+    for key, edge in verb.edges.items():
+        kinds = edge.kinds
         reference = step.inputs.get(key)
         if reference is None or isinstance(reference, str):
             given[key] = None if reference is None else one(reference)
@@ -169,7 +205,8 @@ def _foreseen(step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[
             given[key] = [one(n) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
     try:
-        return list(ask(**given, **method, **verb.validated(step.params), resources=step.resources))
+        with own(code):
+            return list(ask(**given, **method, **verb.validated(step.params), resources=step.resources))
     except LfmError as error:
         return [str(error)]
 
@@ -182,7 +219,7 @@ def _planned(
     method = None
     modules = [verb.module]
     if step.method is not None:
-        method = (method_name(type(step.method)), step.method.hyperparameters())
+        method = (method_name(type(step.method)), plain(step.method.hyperparameters()))
         modules.append(type(step.method).__module__)
     sources = reached(tuple(modules))
     components = {
@@ -222,7 +259,7 @@ def _needs(step: StepSpec, spec: Spec) -> tuple[str, ...]:
     return tuple(n for n in step.references() if n in spec.steps)
 
 
-def _wanted(spec: Spec, until: str) -> set[str]:
+def needed(spec: Spec, until: str) -> set[str]:
     """The step `until` and all that it needs; every step where it is empty."""
     if not until:
         return set(spec.steps)

@@ -98,7 +98,7 @@ class _Driver:
                         stack.enter_context(_sigterm_interrupts())
                         problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
                         if problems:
-                            raise PlanError(tuple(problems))
+                            raise PlanError(tuple(map(str, problems)))
                         continue
                     # One segment for what ended and what follows: the disk is waited for while the next step runs.
                     self._record([*happened, *(self._start(s) for s in starts)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from cluster.capacity import Capacity
 from operators.base import Resources
 from pipelines.plan import Plan, PlannedStep
+from pipelines.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +93,34 @@ def reusable(step: PlannedStep, progress: Progress) -> bool:
     return step.fingerprint in progress.stored and step.name not in progress.forced and not step.effect
 
 
-def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[str]:
-    """A sentence for every step that asks for more than `capacity` can ever give."""
+def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Problem]:
+    """A problem for everything that a step asks for and that `capacity` can never give."""
     problems = []
     for step, asks in asked.items():
-        for what, wanted, there in (
-            ("CPUs", asks.cpus, capacity.cpus),
-            ("GPUs", asks.gpus, capacity.gpus),
-            ("bytes of memory", asks.workers * asks.memory, capacity.memory),
+        memory = asks.workers * asks.memory
+        for asked_for, what, enough, there in (
+            ("cpus_per_worker", _counted(asks.cpus, "CPU"), asks.cpus <= capacity.cpus, f"{capacity.cpus:g}"),
+            ("gpus_per_worker", _counted(asks.gpus, "GPU"), asks.gpus <= capacity.gpus, f"{capacity.gpus:g}"),
+            ("memory", f"{_sized(memory)} of memory", memory <= capacity.memory, _sized(capacity.memory)),
         ):
-            if wanted > there:
-                problems.append(
-                    f"step {step!r}: asks for {wanted:g} {what}, expected at most {there:g}, which is all "
-                    "there is. Lower its resources or run it on a larger cluster."
-                )
+            if not enough:
+                fix = "Lower it, or run it on a larger cluster."
+                sentence = f"asks for {what}, expected at most {there}, which is all there is. {fix}"
+                problems.append(Problem(("steps", step, "resources", asked_for), sentence))
+        named = asks.accelerator not in ("cpu", "gpu") and asks.gpus <= capacity.gpus
+        if named and capacity.accelerators is not None and asks.accelerator not in capacity.accelerators:
+            there = ", ".join(sorted(capacity.accelerators)) or "none that is known"
+            sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
+            problems.append(Problem(("steps", step, "resources", "accelerator"), sentence))
     return problems
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
+def _sized(size: float) -> str:
+    return f"{size:.0f} bytes" if size < 1e6 else f"{size / 1e9:,.2f} GB"
 
 
 def _less(free: Capacity, step: PlannedStep) -> Capacity:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfm.errors import LfmError
-from operators.code import Code, module_name
+from operators.code import OURS, Code, OwnCodeFailed, module_name
 
-OURS = ("lfm", "operators", "cluster", "pipelines")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,7 +35,12 @@ class Reach:
 
 
 def pack(folder: Path, uses: tuple[str, ...]) -> Code:
-    """Read the files in `uses` and what they import from `folder`."""
+    """Read the files in `uses` and what they import from `folder`.
+
+    Raises:
+        MissingCode: One is not there.
+        OwnCodeFailed: One is no Python.
+    """
     files: dict[str, str] = {}
     queue = [folder / u for u in uses]
     while queue:
@@ -46,10 +50,22 @@ def pack(folder: Path, uses: tuple[str, ...]) -> Code:
             continue
         if not path.is_file():
             raise MissingCode(name)
-        files[name] = path.read_text()
-        for imported in _scan(files[name], module_name(name))[1]:
+        files[name] = _text_of(path, name)
+        try:
+            imports = _scan(files[name], module_name(name))[1]
+        except SyntaxError as error:
+            raise OwnCodeFailed(name, error.lineno or 1, f"no Python, {error.msg}") from error
+        for imported in imports:
             queue += _locate(imported, folder)
     return Code(uses=uses, files=tuple(sorted(files.items())))
+
+
+def _text_of(path: Path, name: str) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OwnCodeFailed(name, data[: error.start].count(b"\n") + 1, "no UTF-8, expected text in it") from error
 
 
 def reach(modules: tuple[str, ...], code: Code) -> Reach:

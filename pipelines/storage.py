@@ -42,6 +42,13 @@ class StorageFailed(LfmError, OSError):
         return f"{self.where}: {self.what}. Make room or give access, then resume the run."
 
 
+class UnusableStore(StorageFailed):
+    """A location where nothing can be kept."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}, expected a location that can be written to. Give another one with --store."
+
+
 class DamagedFolder(LfmError, ValueError):
     """A folder whose files are not what its manifest says."""
 
@@ -127,17 +134,20 @@ def open_storage(uri: str) -> Storage:
 
     Raises:
         UnsupportedStorage: The scheme cannot write conditionally here.
-        StorageFailed: It cannot be written to.
+        UnusableStore: It cannot be written to.
     """
-    if uri.startswith("s3://"):
-        from pipelines.s3_storage import S3Storage
+    try:
+        if uri.startswith("s3://"):
+            from pipelines.s3_storage import S3Storage
 
-        return S3Storage(uri)
-    if "://" in uri:
-        raise UnsupportedStorage(uri)
-    from pipelines.local_storage import LocalStorage
+            return S3Storage(uri)
+        if "://" in uri:
+            raise UnsupportedStorage(uri)
+        from pipelines.local_storage import LocalStorage
 
-    return LocalStorage(Path(uri))
+        return LocalStorage(Path(uri))
+    except StorageFailed as error:
+        raise UnusableStore(error.where, error.what) from error
 
 
 def own_name() -> str:

@@ -2,11 +2,11 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.capacity import Capacity, here
-from cluster.connect import cluster
+from cluster.connect import NoCluster, cluster
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
 from operators.catalog import Catalog
@@ -14,66 +14,101 @@ from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inspector import Looks
 from pipelines.lineage import Event
-from pipelines.plan import Plan, PlanError, plan as planned, survey
+from pipelines.plan import Plan, PlanError, needed, pinned, survey
+from pipelines.problems import Problem, near
 from pipelines.schedule import infeasible
-from pipelines.spec import RESOURCES, Spec
-from pipelines.storage import Storage
+from pipelines.spec import RESOURCES, Draft, StepSpec
+from pipelines.storage import Storage, StorageFailed, UnsupportedStorage, cache, open_storage
 from pipelines.store import Store
 
 HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, which takes a while
 
 
-def read_plan(arguments: Namespace, storage: Storage, *, there: Capacity, forced: tuple[str, ...] = ()) -> Plan:
-    """Read and plan a pipeline; every problem of text, inputs and resources is reported at once."""
-    pipeline = opened(arguments.pipeline, changes=arguments.changes)
-    problems = list(pipeline.problems)
-    problems += [f"--force: no step is called {n!r}." for n in forced if n not in pipeline.spec.steps]
-    inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
-    own = arguments.address == "local"
-    return plan_on(there, pipeline.spec, pipeline.catalog, inspector, own=own, until=arguments.until, problems=problems)
-
-
-def plan_on(
-    there: Capacity,
-    spec: Spec,
-    catalog: Catalog,
-    inspector: Looks,
-    *,
-    own: bool,
-    until: str = "",
-    problems: Sequence[str] = (),
-) -> Plan:
-    """Plan what will run on `there`; with `own` that is a Ray of this machine's that the run starts itself.
+def read_plan(arguments: Namespace, *, forced: tuple[str, ...] = ()) -> tuple[Plan, Storage]:
+    """Read and plan a pipeline, and open the store that it needs.
 
     Raises:
-        PlanError: With `problems` and all others.
+        PlanError: With every problem of text, inputs, resources, store and cluster.
     """
-    found = [*problems, *survey(spec, inspector, catalog, until=until)]
-    found += infeasible({n: s.resources for n, s in spec.steps.items()}, there)
-    found += _taken_ports(spec) if own else []
-    if found:
-        raise PlanError(tuple(found))
-    return planned(spec, inspector, catalog, until=until)
+    pipeline = opened(arguments.pipeline, changes=arguments.changes)
+    draft, until = pipeline.draft, arguments.until
+    problems = list(draft.problems)
+    problems += [Problem(("--force",), _unknown("--force", n, draft.names)) for n in forced if n not in draft.names]
+    if until and until not in draft.names:
+        problems.append(Problem(("--until",), _unknown("--until", until, draft.names)))
+    storage = there = None
+    try:
+        storage = open_storage(arguments.store)
+    except (StorageFailed, UnsupportedStorage) as error:
+        problems.append(Problem(("--store",), str(error)))
+    try:
+        there = capacity_at(arguments.address)
+    except NoCluster as error:
+        problems.append(Problem(("--address",), str(error)))
+    inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
+    until = until if until in draft.spec.steps else ""
+    problems += found_in(draft, there, pipeline.catalog, inspector, own=arguments.address == "local", until=until)
+    if problems or storage is None:
+        raise PlanError(draft.places.sentences(problems))
+    return pinned(draft.spec, inspector, pipeline.catalog, until=until), storage
 
 
-def _taken_ports(spec: Spec) -> list[str]:
-    asked = {
-        n: (str(s.params["host"]), int(str(s.params["port"]))) for n, s in spec.steps.items() if s.operator == "serve"
-    }
-    if not asked:
-        return []
-    from operators.serving import PortBusy, busy  # with torch, which not every pipeline needs
-
-    return [f"step {n!r}: {PortBusy(*where)}" for n, where in asked.items() if busy(*where)]
+def _unknown(option: str, step: str, known: Sequence[str]) -> str:
+    return f"{option}: no step is called {step!r}. {near(step, known)}"
 
 
-def inspector_of(storage: Storage, *, hashed: bool = True) -> Looks:
-    """What looks at a pipeline's inputs; names on standard error what takes long to hash."""
+def found_in(
+    draft: Draft, there: Capacity | None, catalog: Catalog, inspector: Looks, *, own: bool, until: str = ""
+) -> list[Problem]:
+    """Everything that keeps a pipeline from running on `there`, beside what its text tells.
+
+    Args:
+        draft: The pipeline.
+        there: What it will run on; None where that is not known.
+        catalog: The operators that it names.
+        inspector: Looks at what comes from outside.
+        own: Whether `there` is a Ray of this machine's that the run starts itself.
+        until: The only step that is wanted, with what it needs; empty wants all.
+    """
+    problems = survey(draft.spec, inspector, catalog, until=until, besides=draft.taken)
+    wanted = needed(draft.spec, until) | ({*draft.asks} - draft.spec.steps.keys())
+    if there is not None:
+        problems += infeasible({n: asks for n, asks in draft.asks.items() if n in wanted}, there)
+    return [*problems, *_endpoints({n: s for n, s in draft.spec.steps.items() if n in wanted}, own=own)]
+
+
+def _endpoints(steps: Mapping[str, StepSpec], *, own: bool) -> list[Problem]:
+    """A second endpoint, which one Ray cannot have, and with `own` a port that nobody can listen on."""
+    asked = [(n, s.params) for n, s in steps.items() if s.operator == "serve" and {"host", "port"} <= s.params.keys()]
+    problems = []
+    for name, _ in asked[1:]:
+        sentence = (
+            f"a second endpoint beside {asked[0][0]!r}, expected one in a pipeline. Serve it in a run of its own."
+        )
+        problems.append(Problem(("steps", name), sentence))
+    if asked and own:
+        from operators.serving import LAST_PORT, PortBusy, unusable  # with torch, which not every pipeline needs
+
+        for name, params in asked[:1]:
+            host, port = str(params["host"]), int(str(params["port"]))
+            why = unusable(host, port) if 1 <= port <= LAST_PORT else ""  # which `serve` itself refuses
+            if why:
+                problems.append(Problem(("steps", name, "params", "port"), str(PortBusy(host, port, why))))
+    return problems
+
+
+def inspector_of(storage: Storage | None, *, hashed: bool = True) -> Looks:
+    """What looks at a pipeline's inputs; names on standard error what takes long to hash.
+
+    Without a store it does not look at what would be there, and can pin nothing.
+    """
 
     def say(path: str, size: int) -> None:
         if size > HASHING_BYTES:
             print(f"hashing {path}, {size / 1e9:.1f} GB", file=sys.stderr)
 
+    if storage is None:
+        return Looks(cache() / "inputs.sqlite", store=None, hash=False)
     return Looks(memory_of(storage), store=Store(storage), hash=hashed, hashing=say)
 
 

@@ -8,16 +8,14 @@ from rich.table import Table
 
 from operators.resources import Resources
 from pipelines.commands._output import printed, shown
-from pipelines.commands._planned import capacity_at, described, inputs_of, read_plan
+from pipelines.commands._planned import described, inputs_of, read_plan
 from pipelines.spec import names_in
-from pipelines.storage import open_storage
 from pipelines.store import Store
 
 
 def act(arguments: Namespace) -> int:
     """Say what a run would do."""
-    storage = open_storage(arguments.store)
-    made = read_plan(arguments, storage, there=capacity_at(arguments.address))
+    made, storage = read_plan(arguments)
     stored = Store(storage).hits(s.fingerprint for s in made.steps.values() if s.fingerprint)
     state = {n: _prospect(s.fingerprint, s.effect, stored) for n, s in made.steps.items()}
     if arguments.json:

@@ -9,7 +9,8 @@ from pipelines.commands.run import drive_to_end
 from pipelines.lineage import Journal, find_run, history
 from pipelines.outbox import tracking
 from pipelines.plan import plan as planned
-from pipelines.spec import SpecError, build
+from pipelines.problems import Places
+from pipelines.spec import build
 from pipelines.storage import open_storage
 
 
@@ -22,8 +23,6 @@ def act(arguments: Namespace) -> int:
     journal = Journal.claim(storage, name)
     code = Code(tuple(began["uses"]), tuple((k, v) for k, v in began["files"]))
     catalog = Catalog(bring(code))
-    spec, problems = build(dict(began["spec"]), name, code=code, catalog=catalog)
-    if problems:
-        raise SpecError(tuple(problems))
+    spec = build(dict(began["spec"]), Places(name), code=code, catalog=catalog).whole()
     made = planned(spec, inspector_of(storage), catalog, until=began["until"])
     return drive_to_end(made, storage, journal, arguments, forced=(), retries=began["retries"], mlflow=mlflow)

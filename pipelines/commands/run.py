@@ -12,14 +12,14 @@ from importlib.metadata import version
 from cluster.connect import cluster
 from lfm.errors import LfmError
 from pipelines.commands._output import printed
-from pipelines.commands._planned import capacity_at, described, inputs_of, read_plan
+from pipelines.commands._planned import described, inputs_of, read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
 from pipelines.mirror import Mirrored
 from pipelines.outbox import tracking
 from pipelines.plan import Plan
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
-from pipelines.storage import Storage, open_storage
+from pipelines.storage import Storage
 from pipelines.store import Store
 from pipelines.view import view
 
@@ -37,9 +37,8 @@ class DriverDied(LfmError, RuntimeError):
 
 def act(arguments: Namespace) -> int:
     """Run a pipeline."""
-    storage = open_storage(arguments.store)
     forced = tuple(arguments.force)
-    made = read_plan(arguments, storage, there=capacity_at(arguments.address), forced=forced)
+    made, storage = read_plan(arguments, forced=forced)
     return begin(made, storage, arguments, forced=forced, retries=arguments.retries)
 
 

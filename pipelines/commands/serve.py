@@ -3,9 +3,11 @@
 from argparse import Namespace
 
 from operators.catalog import Catalog
-from pipelines.commands._planned import capacity_at, inspector_of, plan_on
+from pipelines.commands._planned import capacity_at, found_in, inspector_of
 from pipelines.commands.run import begin
-from pipelines.spec import SpecError, build
+from pipelines.plan import PlanError, pinned
+from pipelines.problems import Places
+from pipelines.spec import build
 from pipelines.storage import open_storage
 
 
@@ -25,9 +27,9 @@ def act(arguments: Namespace) -> int:
         },
     }
     catalog = Catalog()
-    spec, problems = build(raw, "lfm serve", catalog=catalog)
+    draft = build(raw, Places("lfm serve"), catalog=catalog)
+    spec, inspector, own = draft.whole(), inspector_of(storage), arguments.address == "local"
+    problems = found_in(draft, capacity_at(arguments.address), catalog, inspector, own=own)
     if problems:
-        raise SpecError(tuple(problems))
-    there = capacity_at(arguments.address)
-    made = plan_on(there, spec, catalog, inspector_of(storage), own=arguments.address == "local")
-    return begin(made, storage, arguments)
+        raise PlanError(draft.places.sentences(problems))
+    return begin(pinned(spec, inspector, catalog), storage, arguments)

@@ -15,8 +15,13 @@ from lfm.merging.ties import TIES
 from lfm.weights import Weights
 from operators.adapters import UnsupportedAdapter, read_adapter
 from operators.artifact import Adapter, Model
+from operators.catalog import Catalog
 from operators.experts import MergeError
 from operators.merging import merge, problems
+from pipelines.inspector import Looks
+from pipelines.plan import survey
+from pipelines.spec import parsed
+from pipelines.text import Text
 
 F4 = json.dumps({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
 
@@ -444,3 +449,27 @@ def test_an_adapter_of_another_stored_base_is_known_before_anything_runs(base, t
 def test_errors_of_merging_cross_processes():
     for error in (MergeError(("a: b, expected c. Do d.",)), UnsupportedAdapter("a", "b", "c")):
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_the_plan_of_a_merge_names_every_expert_that_does_not_fit_with_file_and_line(base, experts, tmp_path, store):
+    saved(tiny(1, vocab_size=65), tmp_path / "longer")
+    text = f"""inputs:
+  base: {{model: {base.uri}}}
+  fits: {{model: {experts[0].uri}}}
+  longer: {{model: {tmp_path}/longer}}
+steps:
+  merged:
+    operator: merge
+    inputs: {{base: base, experts: [fits, longer]}}
+    method: {{name: linear}}
+  weighed:
+    operator: merge
+    inputs: {{base: merged, experts: [merged, fits]}}
+    method: {{name: linear, weights: [1.0]}}
+"""
+    draft = parsed(Text(text, "p.yaml"))
+    assert draft.problems == ()
+    looks = Looks(tmp_path / "inputs.sqlite", store)
+    one, two = draft.places.sentences(survey(draft.spec, looks, Catalog()))
+    assert one.startswith(f"p.yaml:8 step 'merged': experts[1] '{tmp_path}/longer' 'lm_head.weight' (and 1 more) has")
+    assert two == "p.yaml:13 step 'weighed': Linear: weights=(1.0,), expected one number for each of the 2 experts."

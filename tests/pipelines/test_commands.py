@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.capacity import Capacity
+from cluster.connect import NoCluster
 from pipelines.__main__ import COMMANDS, ROOT, main
-from pipelines.commands import run
+from pipelines.commands import _planned, run
 
 pytestmark = pytest.mark.ray
 
@@ -94,15 +97,90 @@ def test_a_failing_run_says_where_the_log_is_and_can_be_resumed(typed, project):
     assert out.count("reused") == 3
 
 
-def test_all_problems_are_printed_at_once_and_nothing_runs(typed, project):
-    project.pipeline.write_text(project.pipeline.read_text().replace("size: 2", "siz: 2").replace("text.txt", "gone"))
-    code, out, err = typed("run", "diamond.yaml", "--set", "c.cpus_per_worker=4096")
-    assert code == 2
-    assert out == ""
-    assert "diamond.yaml:8 step 'b': unknown key 'siz'. Did you mean 'size'?" in err
-    assert "is not there" in err
-    assert "step 'c': asks for 4096 CPUs" in err
+BROKEN = """name: broken
+uses: [noop.py]
+inputs:
+  text: {dataset: gone.txt}
+  other: {dataset: lost.txt}
+  unused: {dataset: nobody.looks}
+steps:
+  a: {operator: noop, inputs: {after: [text]}, resources: {cpus_per_worker: 4096}}
+  b: {operator: noop, inputs: {after: [other]}, params: {siz: 2}, resources: {memory: 10000000000000000}}
+  c: {operator: nop, inputs: {after: [a]}}
+  d: {operator: noop, inputs: {after: [a, bb]}, params: {size: big}}
+  e: {operator: serve, inputs: {model: m}, params: {port: PORT}}
+  f: {operator: serve, inputs: {model: m}, params: {port: 70000}}
+"""
+
+
+def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing_starts(typed, project, monkeypatch):
+    def started(*arguments, **options):
+        raise AssertionError("it is broken")
+
+    monkeypatch.setattr(run, "cluster", started)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(_planned, "here", lambda: Capacity(cpus=2, gpus=0, memory=8e9))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        text = BROKEN.replace("PORT", str(port)).replace("inputs:\n", "inputs:\n  m: {model: 'hf://a/b'}\n", 1)
+        project.pipeline.write_text(text)
+        words = ("diamond.yaml", "--set", "a.siz=3", "--until", "bb", "--store", "noop.py/store")
+        code, out, err = typed("plan", *words)
+        assert (code, out) == (2, "")
+        folder = project.folder
+        assert err.splitlines() == [
+            "--set a.siz=3: the step has no field 'siz'. Did you mean 'size'?",
+            "--until: no step is called 'bb'. Did you mean 'b'?",
+            f"store '{folder}/noop.py/store': not a directory, expected a location that can be written to. "
+            "Give another one with --store.",
+            f"diamond.yaml:5 input 'text': 'gone.txt' is not there (looked at '{folder}/gone.txt'). Check the path.",
+            f"diamond.yaml:6 input 'other': 'lost.txt' is not there (looked at '{folder}/lost.txt'). Check the path.",
+            "diamond.yaml:9 step 'a': asks for 4096 CPUs, expected at most 2, which is all there is. "
+            "Lower it, or run it on a larger cluster.",
+            "diamond.yaml:10 step 'b': 'noop' has no parameter 'siz'. Did you mean 'size'?",
+            "diamond.yaml:10 step 'b': asks for 10,000,000.00 GB of memory, expected at most 8.00 GB, which is all "
+            "there is. Lower it, or run it on a larger cluster.",
+            "diamond.yaml:11 step 'c': No operator is called 'nop'. Did you mean 'noop'?",
+            "diamond.yaml:12 step 'd': no input or step is called 'bb'. Did you mean 'b'?",
+            "diamond.yaml:12 step 'd': noop: size='big', expected an integer.",
+            f"diamond.yaml:13 step 'e': endpoint: 127.0.0.1:{port} is in use, expected a free port. "
+            "Give another host or port.",
+            "diamond.yaml:14 step 'f': port=70000, expected 1 <= port <= 65535. Give another one.",
+            "diamond.yaml:14 step 'f': a second endpoint beside 'e', expected one in a pipeline. "
+            "Serve it in a run of its own.",
+        ]
+        assert typed("run", *words) == (code, out, err)
+        assert typed("run", *words, "--detach") == (code, out, err)
+        forced = typed("run", *words, "--force", "cc", "--force", "d")[2].splitlines()
+        assert set(forced) - set(err.splitlines()) == {"--force: no step is called 'cc'. Did you mean 'c'?"}
+
+
+def test_a_broken_pipeline_leaves_no_run_behind(typed, project):
+    project.pipeline.write_text(project.pipeline.read_text().replace("size: 2", "siz: 2"))
+    assert typed("run", "diamond.yaml")[0] == 2
     assert typed("ps", "--json")[1].strip() == "[]"
+
+
+def test_what_until_leaves_out_need_not_be_possible_here(typed, project):
+    text = project.pipeline.read_text()
+    project.pipeline.write_text(text.replace("params: {size: 4}", "resources: {cpus_per_worker: 4096}"))
+    assert typed("plan", "diamond.yaml")[0] == 2
+    assert typed("plan", "diamond.yaml", "--until", "c")[0] == 0
+
+
+def test_a_cluster_that_does_not_answer_is_one_of_the_problems(typed, project, monkeypatch):
+    def silent(address):
+        raise NoCluster(address, "connection refused")
+
+    monkeypatch.setattr(_planned, "cluster", silent)
+    project.pipeline.write_text(project.pipeline.read_text().replace("size: 2", "siz: 2"))
+    err = typed("plan", "diamond.yaml", "--address", "10.0.0.7:6379")[2].splitlines()
+    assert err == [
+        "Ray at '10.0.0.7:6379': connection refused, expected a cluster that answers. Check --address.",
+        "diamond.yaml:8 step 'b': 'noop' has no parameter 'siz'. Did you mean 'size'?",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,18 @@ def test_a_file_is_no_model(looks, tmp_path):
     (tmp_path / "model.safetensors").write_text("x")
     with pytest.raises(InputProblem, match=r"has no config.json. Give a folder as save_pretrained writes it \(model\)"):
         looks.check(Model(str(tmp_path / "model.safetensors")))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_model_whose_configs_are_damaged_is_refused_by_the_file(looks, tmp_path, name, content):
+    uri = folder_of(tmp_path / "m", "config.json", "model.safetensors", name)
+    (tmp_path / "m" / name).write_text(content)
+    with pytest.raises(InputProblem, match=f"holds a {name} that is no JSON object. Save the folder again"):
+        looks.check(Model(uri))
+
+
+@pytest.mark.parametrize("uri", ["x" * 5000, "~nobody-of-this-name/model"])
+def test_a_path_that_the_system_does_not_take_is_refused(looks, uri):
+    with pytest.raises(InputProblem, match=r"cannot be looked at \(.+\)\. Check the path and who may read it\."):
+        looks.check(Dataset(uri))

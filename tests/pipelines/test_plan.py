@@ -9,7 +9,8 @@ from operators.catalog import Catalog
 from operators.code import Code, bring
 from pipelines import source
 from pipelines.plan import InputProblem, PlanError, plan, survey
-from pipelines.spec import load
+from pipelines.spec import load, parsed
+from pipelines.text import Text
 
 OWN = '''
 """A module."""
@@ -104,5 +105,60 @@ def test_inputs_that_nothing_uses_are_not_looked_at():
     catalog = Catalog(bring(code))
     spec = load(text, catalog=catalog, code=code)
     assert survey(spec, Eyes(missing=("gone",)), catalog) == []
-    assert survey(spec, Eyes(missing=("t",)), catalog) == ["input 'text': 't' is not there. Check the path."]
+    (problem,) = survey(spec, Eyes(missing=("t",)), catalog)
+    assert str(problem) == "input 'text': 't' is not there. Check the path."
+    assert survey(spec, Eyes(missing=("gone",)), catalog, besides={"other"}) != []
     assert isinstance(spec.inputs["text"], Dataset)
+
+
+FORESEEING = '''
+from operators.artifact import Dataset, Model
+from operators.base import operator
+from operators.workspace import Workspace
+
+def problems(*, data, model, size, resources):
+    yield f"size={size}, expected {None if data is None else data.uri} and {None if model is None else model.uri}."
+    yield f"data: {resources.workers} workers."
+    yield "nothing of this step by name."
+    if size == 3:
+        raise TypeError("a mistake of its author's")
+
+@operator(problems=problems)
+def look(work: Workspace, *, data: Dataset, model: Model | None = None, size: int = 1) -> Dataset:
+    """Look."""
+'''
+
+
+def foreseen(steps, code=None):
+    code = code or Code(("own.py",), (("own.py", FORESEEING),))
+    catalog = Catalog(bring(code))
+    text = Text(f"inputs: {{here: {{dataset: d}}, model: {{model: m}}}}\nsteps:\n{steps}", "p.yaml")
+    draft = parsed(text, catalog=catalog, code=code)
+
+    class Sees(Eyes):
+        def check(self, artifact):
+            return artifact
+
+    return draft.places.sentences([*draft.problems, *survey(draft.spec, Sees(), catalog)])
+
+
+def test_what_an_operator_foresees_is_said_of_the_part_that_it_begins_with():
+    assert foreseen("  a:\n    operator: look\n    inputs:\n      data: here\n    params:\n      size: 2\n") == (
+        "p.yaml:3 step 'a': nothing of this step by name.",
+        "p.yaml:6 step 'a': data: 1 workers.",
+        "p.yaml:8 step 'a': size=2, expected d and None.",
+    )
+
+
+def test_an_operator_is_asked_about_nothing_of_another_kind_than_it_takes():
+    first, second, *_ = foreseen("  a: {operator: look, inputs: {data: model, model: here}}\n")
+    assert first == "p.yaml:3 step 'a': data='model' is a model, expected a dataset."
+    assert second == "p.yaml:3 step 'a': model='here' is a dataset, expected a model."
+    assert (
+        "size=1, expected None and None." in foreseen("  a: {operator: look, inputs: {data: model, model: here}}\n")[-3]
+    )
+
+
+def test_a_mistake_in_what_a_users_operator_foresees_is_a_sentence_with_its_line():
+    said = foreseen("  a: {operator: look, inputs: {data: here}, params: {size: 3}}\n")
+    assert said == ("p.yaml:3 step 'a': own.py:11: TypeError: a mistake of its author's. Correct it.",)

@@ -100,4 +100,37 @@ def test_memory_is_counted_for_every_worker():
     asks = {"big": Resources(workers=2, memory=3 << 30)}
     assert infeasible(asks, Capacity(cpus=8, gpus=0, memory=6 << 30)) == []
     (problem,) = infeasible(asks, Capacity(cpus=8, gpus=0, memory=5 << 30))
-    assert problem.startswith("step 'big': asks for 6.44245e+09 bytes of memory, expected at most 5.36871e+09")
+    assert str(problem).startswith("step 'big': asks for 6.44 GB of memory, expected at most 5.37 GB, which is all")
+
+
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ({"cpus_per_worker": 8}, []),
+        ({"cpus_per_worker": 9}, ["asks for 9 CPUs, expected at most 8"]),
+        ({"workers": 3, "strategy": "ddp", "cpus_per_worker": 3}, ["asks for 9 CPUs, expected at most 8"]),
+        ({"gpus_per_worker": 3, "accelerator": "H100"}, ["asks for 3 GPUs, expected at most 1"]),
+        ({"gpus_per_worker": 1, "accelerator": "H100"}, []),
+        ({"gpus_per_worker": 1, "accelerator": "gpu"}, []),
+        (
+            {"gpus_per_worker": 1, "accelerator": "H1000"},
+            ["asks for the accelerator 'H1000', expected 'gpu' or what there is: A100, H100."],
+        ),
+        (
+            {"gpus_per_worker": 2, "accelerator": "gpu", "cpus_per_worker": 9},
+            ["asks for 9 CPUs", "asks for 2 GPUs, expected at most 1"],
+        ),
+    ],
+)
+def test_more_than_there_can_ever_be_is_named_for_each_kind_of_resource(asks, said):
+    there = Capacity(cpus=8, gpus=1, accelerators=frozenset({"H100", "A100"}))
+    found = infeasible({"a": Resources(**asks)}, there)
+    assert len(found) == len(said)
+    for problem, sentence in zip(found, said, strict=True):
+        assert str(problem).startswith(f"step 'a': {sentence}")
+        assert problem.path[:3] == ("steps", "a", "resources")
+
+
+def test_an_accelerator_is_no_problem_where_nobody_knows_which_there_are():
+    asks = {"a": Resources(gpus_per_worker=1, accelerator="H1000")}
+    assert infeasible(asks, Capacity(cpus=8, gpus=1)) == []

@@ -12,7 +12,7 @@ import pytest
 from pipelines import processes, s3, s3_storage
 from pipelines.local_storage import LocalStorage
 from pipelines.s3_storage import PART, S3Storage
-from pipelines.storage import DamagedFolder, StorageFailed, UnsupportedStorage, open_storage, owner
+from pipelines.storage import DamagedFolder, StorageFailed, UnsupportedStorage, UnusableStore, open_storage, owner
 
 
 @pytest.fixture
@@ -183,7 +183,9 @@ def test_nothing_is_left_in_scratch(storage):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageFailed, match="Make room or give access"):
+    with pytest.raises(
+        UnusableStore, match=r"not a directory, expected a location that can be written to\. Give another"
+    ):
         open_storage(str(tmp_path / "file" / "store"))
 
 
