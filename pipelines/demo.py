@@ -23,10 +23,9 @@ def demo(arguments: argparse.Namespace) -> int:
     """Run, show, ask, prove, and stop unless told to keep it up."""
     changes = [word for change in arguments.changes for word in ("--set", change)]
     code = main(["run", RECIPE, "--detach", *changes])
-    run = find_run(open_storage(".lfm"), "last")
     if code:
-        main(["show", run])
-        return code
+        return code  # and all there is to say was said
+    run = find_run(open_storage(".lfm"), "last")
     try:
         _present(run)
     finally:
