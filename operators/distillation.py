@@ -1,6 +1,5 @@
 """The verb `distill`: a student learns what a teacher says of the next token."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lfm.tuning.full import Full
 from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.batches import Batch
-from operators.language_models import DTYPES, check, head_of, load, load_tokenizer, save, stored_dtype
+from operators.language_models import DTYPES, check, config_of, head_of, load, load_tokenizer, save, stored_dtype
 from operators.loop import Job, Place
 from operators.objectives import answers
 from operators.resources import Resources
@@ -211,8 +210,7 @@ def _is_text(data: Dataset) -> bool:
 
 def _head_size(folder: Path) -> int | None:
     """How many entries a model says its head has, of which the last may be padding."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = config_of(folder)
     size: int | None = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return size
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfm.errors import LfmError, ShapeError
-from lfm.weights import Header, Weights, parsed
+from lfm.weights import Header, Weights
 from operators.adapters import read_adapter
 from operators.artifact import Adapter, Model
+from operators.language_models import config_of
 from operators.vocabulary import tokens
 
 HEAD = "lm_head.weight"  # the one name that a folder may leave out, where the input embedding is used for it
@@ -87,12 +87,6 @@ def reader(where: str, expert: Model | Adapter, base: Model, source: Weights) ->
         raise MergeError(problems)
     names = {n: n if n in weights.headers else _twin(n, source, weights, _equal) or n for n in source.headers}
     return lambda name, value: weights.read(names[name]).float()
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """A model's `config.json`; nothing where it has none."""
-    path = folder / "config.json"
-    return parsed(path, path.read_bytes()) if path.is_file() else {}
 
 
 def _differences(

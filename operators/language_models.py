@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lfm.errors import LfmError
+from lfm.weights import parsed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,15 +86,25 @@ def save(model: Any, weights: Mapping[str, Tensor], folder: Path, *, tokenizer: 
     whole = {k: v for k, v in {**model.state_dict(), **weights}.items() if k not in tied}
     whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
-    path = folder / "config.json"  # transformers writes the dtype that the model trained in
-    config = {**json.loads(path.read_text()), "dtype": next(word for word, of in DTYPES.items() if of == dtype)}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    # transformers writes the dtype that the model trained in
+    config = {**config_of(folder), "dtype": next(word for word, of in DTYPES.items() if of == dtype)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     copy_tokenizer(tokenizer, folder)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """A model's `config.json`; nothing where it has none.
+
+    Raises:
+        WeightsError: It is no JSON object.
+    """
+    path = folder / "config.json"
+    return parsed(path, path.read_bytes()) if path.is_file() else {}
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype that a model's config says its weights have."""
-    config = json.loads((folder / "config.json").read_text())
+    config = config_of(folder)
     return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
 
 

@@ -13,8 +13,8 @@ from lfm.merging.base import Merge, survey
 from lfm.weights import Header, Weights, Writer
 from operators.artifact import Adapter, Model
 from operators.base import operator
-from operators.experts import MergeError, clause, config_of, opened, reader, unfit
-from operators.language_models import DTYPES, copy_tokenizer
+from operators.experts import MergeError, clause, opened, reader, unfit
+from operators.language_models import DTYPES, config_of, copy_tokenizer
 from operators.workspace import Workspace
 
 CONFIGS = ("config.json", "lfm.json", "preprocessor_config.json", "processor_config.json")

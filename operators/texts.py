@@ -8,6 +8,7 @@ from typing import Any
 from lfm.errors import LfmError
 from operators.artifact import Dataset
 from operators.batches import Rows, documents, packed
+from operators.language_models import config_of
 from operators.rows import COLUMNS, Form, columns_of, form_of, read_rows
 from operators.training import Training
 
@@ -65,7 +66,7 @@ def _unfit_model(training: Training, model: Path) -> Iterator[str]:
     if not (model / "config.json").is_file():
         yield f"model: {str(model)!r} has no config.json, expected a folder that from_pretrained loads. Check the path."
         return
-    config = json.loads((model / "config.json").read_text())
+    config = config_of(model)
     longest = next((config[key] for key in CONTEXT if config.get(key)), None)
     if longest is not None and training.length > longest:
         yield f"length={training.length}, expected at most the {longest} tokens that the model is made for. Lower it."
