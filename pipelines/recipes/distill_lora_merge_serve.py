@@ -18,8 +18,8 @@ from operators.registration import register
 from operators.serving import serve
 from operators.tuning import tune
 
-SHAPE: dict[str, Any] = {"batch_size": 8, "length": 256, "weight_decay": 0.1}
-EXPERT: dict[str, Any] = {"epochs": 3.0, "learning_rate": 4e-3, "batch_size": 8, "length": 256}
+SHAPE: dict[str, Any] = {"batch_size": 2, "length": 256, "learning_rate": 2e-3, "weight_decay": 0.1}
+EXPERT: dict[str, Any] = {"epochs": 3.0, "batch_size": 8, "length": 256}
 BETTER = [
     Requirement(better="student", than="undistilled", on="text"),
     Requirement(better="describer", than="student", on="summaries"),
@@ -41,19 +41,20 @@ def distill_lora_merge_serve(
     pairs = {"summaries": summaries_held_out, "names": names_held_out}
 
     teacher = pretrain(
-        "teacher", data=text_train, layers=6, width=192, heads=4, learning_rate=2e-3, max_steps=600, **SHAPE,
+        "teacher", data=text_train, layers=6, width=192, heads=4, vocabulary=2048, max_steps=2500, **SHAPE,
         resources=Resources(cpus_per_worker=2),
     )  # fmt: skip
     student = pretrain("student", data=text_train, tokenizer=teacher, layers=4, width=96, heads=4, max_steps=0)
-    schedule: dict[str, Any] = {"max_steps": 500, "learning_rate": 4e-3, **SHAPE}
+    schedule: dict[str, Any] = {"max_steps": 1500, **SHAPE}
     undistilled = tune("undistilled", model=student, data=text_train, method=Full(), **schedule)
     distilled = distill(
-        "distilled", teacher=teacher, student=student, data=text_train, method=ForwardKL(), top_k=64, **schedule
-    )
+        "distilled", teacher=teacher, student=student, data=text_train,
+        method=ForwardKL(), top_k=64, hard_weight=0.5, **schedule,
+    )  # fmt: skip
 
     lora = LoRA(rank=16, alpha=32)
-    describer = tune("describer", model=distilled, data=summaries_train, method=lora, **EXPERT)
-    namer = tune("namer", model=distilled, data=names_train, method=lora, **EXPERT)
+    describer = tune("describer", model=distilled, data=summaries_train, method=lora, learning_rate=2e-3, **EXPERT)
+    namer = tune("namer", model=distilled, data=names_train, method=lora, learning_rate=1e-3, **EXPERT)
     merged = merge("merged", base=distilled, experts=[describer, namer], method=TIES(density=0.5))
 
     teacher_measured = evaluate("teacher_measured", model=teacher, data={"text": text_held_out}, length=256)
