@@ -7,8 +7,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from operators.artifact import Dataset
+from operators.rows import read_rows
 from pipelines.__main__ import main
 from pipelines.findings import endpoints
 from pipelines.lineage import find_run, history, states
@@ -44,7 +44,9 @@ def _present(run: str) -> None:
     made = states(events, events[0].data["steps"])
     (endpoint,) = endpoints(made)
     for step, limit in QUESTIONS.items():
-        row = pq.read_table(store.get(made[step].data["digest"]).path).slice(7, 1).to_pylist()[0]
+        rows = store.get(made[step].data["digest"])
+        assert isinstance(rows, Dataset)
+        (row,) = read_rows(rows).slice(7, 1).to_pylist()
         print(f"\nasked (held out): {row['prompt']}")
         print(f"answered: {_ask(endpoint, row['prompt'], limit)}")
         print(f"Python itself says: {row['completion']}")

@@ -36,9 +36,9 @@ def typed(tmp_path):
     own = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short: Ray's sockets lie in it
     environment = {**os.environ, "TMPDIR": str(own), "PYTHONPATH": str(ROOT)}
 
-    def type_(*words, expect=0):
+    def type_(*words, module="pipelines", expect=0):
         done = subprocess.run(
-            [sys.executable, "-m", "pipelines", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", module, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == expect, done.stderr + done.stdout
         return done.stdout
@@ -55,9 +55,8 @@ def port():
 
 def test_it_is_made_proved_served_reused_and_stopped(typed, port):
     before = {p.pid for p in psutil.process_iter()}
-    words = ["run", "distill_lora_merge_serve", "--detach", "--json"]
-    words += [w for change in (*SMALL, f"endpoint.port={port}") for w in ("--set", change)]
-    first = json.loads(typed(*words))
+    changes = [w for change in (*SMALL, f"endpoint.port={port}") for w in ("--set", change)]
+    first = json.loads(typed("run", "distill_lora_merge_serve", "--detach", "--json", *changes))
     assert first["status"] == "serving"
     assert {s["state"] for s in first["steps"].values()} == {"done"}
 
@@ -75,10 +74,19 @@ def test_it_is_made_proved_served_reused_and_stopped(typed, port):
         assert any(origin in line for line in lines), origin
     typed("stop", "last")
 
-    again = json.loads(typed(*words))
+    told = typed(*changes, module="pipelines.demo")
+    for word in ("asked (held out): ", "answered: ", "Python itself says: ", "proof: ", " digest ", "stopped"):
+        assert word in told, told
+    again = json.loads(typed("show", "last", "--json"))
     effects = {"registered", "endpoint"}
     assert {n for n, s in again["steps"].items() if s["state"] == "done"} == effects
     assert {s["state"] for n, s in again["steps"].items() if n not in effects} == {"reused"}
-    typed("stop", "last")
-    left = [p for p in psutil.process_iter() if p.pid not in before and str(ROOT) in " ".join(p.cmdline())]
+    left = [p for p in psutil.process_iter() if p.pid not in before and str(ROOT) in _command(p)]
     assert left == []
+
+
+def _command(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended since it was listed, or waits to be reaped
+        return ""
