@@ -15,7 +15,7 @@ from operators.catalog import Catalog
 from operators.code import Code, OwnCodeFailed, own
 from pipelines.fields import object_of, parameters_of
 from pipelines.problems import Part, Problem, near, shown
-from pipelines.steps import Reference, StepSpec, names_in
+from pipelines.steps import Reference, StepSpec, method_fields, names_in
 from pipelines.tracing import RESOURCES, Stray
 
 TOP = ("name", "uses", "inputs", "steps")
@@ -181,12 +181,8 @@ class Builder:
         """Refuse a key, and say where it belongs if it belongs into another section of the step."""
         homes: dict[str, Collection[str]] = {}
         if verb is not None:
-            method = step.get("method")
-            named = verb.family is not None and isinstance(method, dict) and isinstance(method.get("name"), str)
-            fields: Collection[str] = ()
             try:
-                found = self.catalog.method(verb.family, method["name"]) if named else None  # type: ignore[arg-type,index]
-                fields = getattr(found, "__dataclass_fields__", ())
+                fields = method_fields(verb, step, self.catalog)
             except LfmError:
                 fields = ()  # which is a problem of its own
             homes = {"inputs": verb.edges, "params": verb.params, "method": fields,

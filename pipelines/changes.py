@@ -8,6 +8,7 @@ from operators.artifact import kind_of
 from operators.base import Resources
 from operators.catalog import Catalog
 from pipelines.problems import Place, Places, Problem, near, shown
+from pipelines.steps import method_fields
 from pipelines.text import Text
 
 SECTIONS = ("inputs", "method", "params", "resources")
@@ -86,14 +87,11 @@ def _section(step: Mapping[str, Any], key: str, catalog: Catalog) -> tuple[str, 
         return section, inner
     try:
         verb = catalog.operator(str(step.get("operator")))
-        method = step.get("method")
-        named = verb.family is not None and isinstance(method, dict) and "name" in method
-        found = catalog.method(verb.family, str(method["name"])) if named else None  # type: ignore[arg-type,index]
+        fields = method_fields(verb, step, catalog)
     except LfmError:
         return "", ""  # an unknown operator or method, which is a problem of its own too
-    fields = list(getattr(found, "__dataclass_fields__", ()))
-    resources = list(Resources.__dataclass_fields__)
-    for section, known in (("method", fields), ("params", list(verb.params)), ("resources", resources)):
+    resources = tuple(Resources.__dataclass_fields__)
+    for section, known in (("method", fields), ("params", tuple(verb.params)), ("resources", resources)):
         if key in known:
             return section, key
     raise _Refused(f"the step has no field {key!r}. {near(key, [*fields, *verb.params, *resources])}")

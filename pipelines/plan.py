@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
-from operators.base import Operator, Problems, Resources
+from operators.base import Edge, Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
 from operators.code import Code, own
 from operators.training import Training
 from pipelines.fields import plain
-from pipelines.problems import Part, Problem, near
+from pipelines.problems import Part, Problem, unknown_step
 from pipelines.source import Reach, reach
 from pipelines.spec import Reference, Spec, StepSpec, names_in
 
@@ -148,7 +148,7 @@ def survey(
         besides: Inputs to look at although no step of `spec` takes them.
     """
     if until and until not in spec.steps:
-        return [Problem(("--until",), f"--until: no step is called {until!r}. {near(until, spec.steps)}")]
+        return [unknown_step("--until", until, spec.steps)]
     wanted = needed(spec, until)
     problems = []
     seen: dict[str, Artifact] = {}
@@ -187,22 +187,20 @@ def _foreseen(
     step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], code: Code
 ) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
-    kinds: tuple[type[Artifact], ...]
 
-    def one(name: str) -> Artifact | None:
+    def one(name: str, edge: Edge) -> Artifact | None:
         found = seen.get(name)
-        return found if isinstance(found, kinds) else None  # of another kind, which is a problem of its own
+        return found if isinstance(found, edge.kinds) else None  # of another kind, which is a problem of its own
 
     given: dict[str, Any] = {}
     for key, edge in verb.edges.items():
-        kinds = edge.kinds
         reference = step.inputs.get(key)
         if reference is None or isinstance(reference, str):
-            given[key] = None if reference is None else one(reference)
+            given[key] = None if reference is None else one(reference, edge)
         elif isinstance(reference, Mapping):
-            given[key] = {k: one(n) for k, n in reference.items()}
+            given[key] = {k: one(n, edge) for k, n in reference.items()}
         else:
-            given[key] = [one(n) for n in reference]
+            given[key] = [one(n, edge) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
     try:
         with own(code):

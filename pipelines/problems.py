@@ -98,6 +98,11 @@ def near(name: object, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known) or 'none'}."
 
 
+def unknown_step(option: str, name: str, known: Iterable[str]) -> Problem:
+    """What is wrong with an option of the command line that names a step which there is not."""
+    return Problem((option,), f"{option}: no step is called {name!r}. {near(name, known)}")
+
+
 def shown(value: object) -> str:
     """A value as a message quotes it, cut short where it is long."""
     return WRITES.repr(value)

@@ -131,10 +131,9 @@ def followed(
         OwnCodeFailed: The function raised.
     """
     made = Trace(pipeline, brought or code or Code())
-    if made.raw is None or made.problems:
+    if made.raw is None or (made.problems and not made.raw["steps"]):
         empty = Spec(name=pipeline.__name__, inputs={}, steps={})
-        if made.raw is None or not made.raw["steps"]:
-            return Draft(spec=empty, problems=tuple(made.problems), places=made.places)
+        return Draft(spec=empty, problems=tuple(made.problems), places=made.places)
     draft = build(made.raw, made.places, code=code, catalog=catalog, changes=changes)
     return replace(draft, problems=(*made.problems, *draft.problems))
 

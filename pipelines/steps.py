@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lfm.method import Method
-from operators.base import Resources
+from operators.base import Operator, Resources
+from operators.catalog import Catalog
 
 Reference = str | tuple[str, ...] | Mapping[str, str]
 """What fills an edge: the name of an input or step, several, or several with names of their own."""
@@ -30,3 +32,15 @@ def names_in(reference: Reference) -> tuple[str, ...]:
     if isinstance(reference, str):
         return (reference,)
     return tuple(reference.values()) if isinstance(reference, Mapping) else tuple(reference)
+
+
+def method_fields(verb: Operator[Any], step: Mapping[str, Any], catalog: Catalog) -> tuple[str, ...]:
+    """The fields of the method that a step names, as plain values; none where it names none.
+
+    Raises:
+        UnknownName: There is no such method.
+    """
+    method = step.get("method")
+    if verb.family is None or not isinstance(method, dict) or "name" not in method:
+        return ()
+    return tuple(getattr(catalog.method(verb.family, str(method["name"])), "__dataclass_fields__", ()))

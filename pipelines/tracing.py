@@ -93,7 +93,7 @@ class Trace:
             self._seen[name] = source
             self._step(name, source)
         elif known != source:
-            path = ("steps", f"{name}")
+            path = ("steps", name)
             again = f"another step has this name, in {self.places.of(path).text}, expected one. Rename one of them."
             beside = (*path, f"again in {source.at[1]}")
             self._note(beside, *source.at)

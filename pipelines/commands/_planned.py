@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.capacity import Capacity, here
@@ -15,7 +15,7 @@ from pipelines.files import opened
 from pipelines.inspector import Looks
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, needed, pinned, survey
-from pipelines.problems import Problem, near
+from pipelines.problems import Problem, unknown_step
 from pipelines.schedule import infeasible
 from pipelines.spec import RESOURCES, Draft, StepSpec
 from pipelines.storage import Storage, StorageFailed, UnsupportedStorage, cache, open_storage
@@ -33,9 +33,9 @@ def read_plan(arguments: Namespace, *, forced: tuple[str, ...] = ()) -> tuple[Pl
     pipeline = opened(arguments.pipeline, changes=arguments.changes)
     draft, until = pipeline.draft, arguments.until
     problems = list(draft.problems)
-    problems += [Problem(("--force",), _unknown("--force", n, draft.names)) for n in forced if n not in draft.names]
+    problems += [unknown_step("--force", n, draft.names) for n in forced if n not in draft.names]
     if until and until not in draft.names:
-        problems.append(Problem(("--until",), _unknown("--until", until, draft.names)))
+        problems.append(unknown_step("--until", until, draft.names))
     storage = there = None
     try:
         storage = open_storage(arguments.store)
@@ -51,10 +51,6 @@ def read_plan(arguments: Namespace, *, forced: tuple[str, ...] = ()) -> tuple[Pl
     if problems or storage is None:
         raise PlanError(draft.places.sentences(problems))
     return pinned(draft.spec, inspector, pipeline.catalog, until=until), storage
-
-
-def _unknown(option: str, step: str, known: Sequence[str]) -> str:
-    return f"{option}: no step is called {step!r}. {near(step, known)}"
 
 
 def found_in(
