@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Option = tuple[str, dict[str, Any]]
 
+
+def _number(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    """Reads an option that is a whole number from `least` to `most`."""
+    allowed = f"a whole number from {least} to {most}" if most < sys.maxsize else f"a whole number, {least} or more"
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {allowed}")
+        return int(text)
+
+    return read
+
+
+PORT = _number(1, 65535)
 STORED = "RUN/STEP, a step of the last run that made it, NAME@ALIAS, NAME:VERSION, or how a digest begins"
 PIPELINE: Option = ("pipeline", {"help": "a .yaml or .py file, or the name of a recipe that comes along"})
 RUN: Option = ("run", {"help": "a run's name, a part that only it has, or 'last'"})
@@ -49,7 +64,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "lfm run pipeline.yaml --until merged",
         [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
          ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
-         ("--retries", {"type": int, "default": 0, "metavar": "N", "help": "try a failed step N times more"}),
+         ("--retries", {"type": _number(0), "default": 0, "metavar": "N", "help": "try a failed step N times more"}),
          MLFLOW, DETACH, AS],
     ),
     "resume": (
@@ -69,7 +84,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "print what a step printed",
         "lfm logs last merged",
         [RUN, ("step", {"help": "a step's name"}), STORE,
-         ("--attempt", {"type": int, "default": 0, "metavar": "N", "help": "which attempt (default: the last)"})],
+         ("--attempt", {"type": _number(0), "default": 0, "metavar": "N", "help": "which (default: the last)"})],
     ),
     "serve": (
         "serve a stored model as an endpoint with the OpenAI API, until Ctrl-C",
@@ -79,7 +94,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          ("--base", {"default": "", "metavar": "MODEL", "help": "a stored model that its logits must differ from"}),
          ("--name", {"default": "model", "help": "what requests call it (default: model)"}),
          ("--host", {"default": "127.0.0.1", "help": "where it listens (default: 127.0.0.1)"}),
-         ("--port", {"type": int, "default": 8000, "help": "the same (default: 8000)"}),
+         ("--port", {"type": PORT, "default": 8000, "help": "the same (default: 8000)"}),
          STORE, ADDRESS, MLFLOW, JSON, DETACH, AS],
     ),
     "why": (
@@ -112,7 +127,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "ui": (
         "show the runs of a store on MLflow's own pages, until Ctrl-C",
         "lfm ui --port 5001",
-        [STORE, MLFLOW, ("--port", {"type": int, "default": 5000, "help": "where it listens (default: 5000)"})],
+        [STORE, MLFLOW, ("--port", {"type": PORT, "default": 5000, "help": "where it listens (default: 5000)"})],
     ),
 }  # fmt: skip
 

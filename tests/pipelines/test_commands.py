@@ -202,6 +202,22 @@ def test_a_wrong_argument_is_a_sentence_and_not_a_traceback(typed, words, said):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("ui", "--port", "99999999"), "argument --port: '99999999', expected a whole number from 1 to 65535"),
+        (("ui", "--port", "0"), "argument --port: '0', expected a whole number from 1 to 65535"),
+        (("serve", "up", "x", "--port", "http"), "argument --port: 'http', expected a whole number from 1 to 65535"),
+        (("run", "x.yaml", "--retries", "-1"), "argument --retries: '-1', expected a whole number, 0 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_else(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_methods_are_listed_with_where_they_are_written_down(typed):
     found = json.loads(typed("methods", "distillation", "--json")[1])
     assert any(m["name"] == "distillation/forward_kl" and m["reference"] == "arXiv:1503.02531" for m in found)
