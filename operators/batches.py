@@ -97,23 +97,32 @@ def documents(columns: Mapping[str, Sequence[Any]], tokenizer: Any) -> Iterator[
     """Tokenize rows of text, of prompt and completion, or of messages; each ends with the end-of-text token.
 
     Of text every token is learnt, of the others the answers only. Prompt and completion become a conversation where
-    the tokenizer has a chat template, and are joined as they are where it has none.
+    the tokenizer has a chat template, and are joined as they are where it has none. What begins a text begins each,
+    but for a conversation, whose template says how it begins.
     """
+    first = opening(tokenizer)
     if "text" in columns:
         for ids in tokenizer(list(columns["text"]), add_special_tokens=False, verbose=False)["input_ids"]:
-            ended = [*ids, tokenizer.eos_token_id]
-            yield Document(ended, [True] * len(ended))
+            whole = [*first, *ids, tokenizer.eos_token_id]
+            yield Document(whole, [False] * len(first) + [True] * (len(whole) - len(first)))
     elif "messages" in columns:
         for messages in columns["messages"]:
             yield conversation(messages, tokenizer)
     else:
         for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True):
-            yield _pair(prompt, completion, tokenizer)
+            yield _pair(prompt, completion, tokenizer, first)
 
 
-def _pair(prompt: Any, completion: Any, tokenizer: Any) -> Document:
-    if isinstance(prompt, str) and tokenizer.chat_template is None:
-        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+def opening(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text, such as Llama's and Gemma's beginning-of-sequence token; often nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    return list(whole[: next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)])
+
+
+def _pair(prompt: Any, completion: Any, tokenizer: Any, first: Sequence[int]) -> Document:
+    if tokenizer.chat_template is None and isinstance(prompt, str) and isinstance(completion, str):
+        asked = [*first, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         said = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         return Document([*asked, *said], [False] * len(asked) + [True] * len(said))
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -52,6 +52,7 @@ def problems(
     max_answer: int,
     training: Training,
     resources: Resources,
+    **_: object,
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
     yield from refused(training, resources)

@@ -13,7 +13,7 @@ import torch
 
 from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
-from operators.artifact import Adapter, Dataset, Metrics, Model
+from operators.artifact import Adapter, Artifact, Dataset, Metrics, Model
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.engines.native import Native, Sampling
@@ -48,12 +48,15 @@ def _foreseen(
     model: Model | Adapter | None,
     base: Model | None,
     data: Mapping[str, Dataset | None],
+    kinds: Mapping[str, Sequence[type[Artifact]]],
     length: int = 512,
     batch_size: int = 32,
     max_documents: int | None = None,
     generate: int = 0,
     **others: object,
 ) -> Iterator[str]:
+    if Adapter in kinds["model"] and "base" not in kinds:
+        yield "base: none is given and model is an adapter, expected the model that it was trained on. Name it."
     yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."

@@ -81,15 +81,23 @@ def save(model: Any, weights: Mapping[str, Tensor], folder: Path, *, tokenizer: 
     if isinstance(model, peft.PeftModel):
         model.save_pretrained(folder, state_dict=dict(weights), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, all of it blank
+        path = folder / "adapter_config.json"
+        # Neither where the base lies on this machine nor a set's order in this process is part of what was learnt.
+        sets = {k: sorted(v) for k, v in model.active_peft_config.to_dict().items() if isinstance(v, set)}
+        _write(path, {**parsed(path, path.read_bytes()), **sets, "base_model_name_or_path": None})
         return
     tied = getattr(model, "all_tied_weights_keys", {})
     whole = {k: v for k, v in {**model.state_dict(), **weights}.items() if k not in tied}
     whole = {k: v.to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
     # transformers writes the dtype that the model trained in
-    config = {**config_of(folder), "dtype": next(word for word, of in DTYPES.items() if of == dtype)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    word = next(word for word, of in DTYPES.items() if of == dtype)
+    _write(folder / "config.json", {**config_of(folder), "dtype": word})
     copy_tokenizer(tokenizer, folder)
+
+
+def _write(path: Path, config: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jinja2
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.batches import opening
 from operators.engines.native import Native
 from operators.openai_answers import CHAT, CHAT_PART, TEXT, Refused
 
@@ -137,7 +138,8 @@ def chat_ids(engine: Native, messages: Sequence[Message]) -> list[int]:
 def text_ids(engine: Native, prompt: str | list[str] | list[int] | list[list[int]]) -> list[int]:
     """The tokens of a prompt."""
     if isinstance(prompt, str):
-        return list(engine.tokenizer(prompt)["input_ids"]) or [engine.start]
+        said = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return [*opening(engine.tokenizer), *said] or [engine.start]
     ids = [p for p in prompt if isinstance(p, int)]
     texts = [p for p in prompt if not isinstance(p, int)]
     if texts or not ids:

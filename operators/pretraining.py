@@ -71,6 +71,7 @@ def _foreseen(
     architecture: Architecture,
     training: Training,
     resources: Resources,
+    **_: object,
 ) -> Iterator[str]:
     yield from refused(training, resources)
     yield from unfit(training, None, {"data": data, "held_out": held_out}, (Form.TEXT,))

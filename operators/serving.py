@@ -14,6 +14,7 @@ from operators.artifact import Deployment, Model
 from operators.base import operator
 from operators.engines.native import Native
 from operators.language_models import load, load_tokenizer
+from operators.resources import Resources
 from operators.workspace import Workspace
 
 LAST_PORT = 65535
@@ -57,7 +58,9 @@ class EndpointTaken(LfmError, RuntimeError):
         )
 
 
-def _problems(*, name: str, port: int, **_: object) -> Iterator[str]:
+def _problems(*, name: str, port: int, resources: Resources, **_: object) -> Iterator[str]:
+    if resources.workers > 1:
+        yield f"workers={resources.workers}, expected 1: an endpoint has one replica. Leave it out."
     if not 1 <= port <= LAST_PORT:
         yield f"port={port}, expected 1 <= port <= {LAST_PORT}. Give another one."
     if not name.strip():

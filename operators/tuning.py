@@ -29,6 +29,7 @@ def _foreseen(
     method: Tune,
     training: Training,
     resources: Resources,
+    **_: object,
 ) -> Iterator[str]:
     yield from refused(training, resources)
     yield from unfit(training, None if model is None else model.path, {"data": data, "held_out": held_out})

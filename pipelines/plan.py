@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from graphlib import TopologicalSorter
@@ -13,7 +13,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Edge, Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
-from operators.code import Code, own
+from operators.code import own
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
@@ -163,14 +163,22 @@ def survey(
         if name not in wanted:
             continue
         verb = catalog.operator(step.operator)
-        if step.resources.strategy != "single" and Training not in verb.bundles.values():
-            sentence = f"strategy={step.resources.strategy!r} for {verb.name!r}, which trains nothing"
-            part = ("steps", name, "resources", "strategy")
-            problems.append(Problem(part, f"{sentence}, expected 'single'. Leave it out."))
+        if Training not in verb.bundles.values():
+            problems += _spread(name, step, verb)
         if verb.problems is not None:
-            clauses = _foreseen(step, verb, verb.problems, seen, spec.code)
+            clauses = _foreseen(step, verb, verb.problems, seen, spec, catalog)
             problems += [Problem(("steps", name, *_about(clause, step, verb)), clause) for clause in clauses]
     return problems
+
+
+def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]:
+    """What a step that trains nothing asks for and would not use."""
+    unused = {"strategy": "single"} if verb.starts_workers else {"strategy": "single", "workers": 1}
+    for field, only in unused.items():
+        value = getattr(step.resources, field)
+        if value != only:
+            clause = f"{field}={value!r} for {verb.name!r}, which trains nothing, expected {only!r}. Leave it out."
+            yield Problem(("steps", name, "resources", field), clause)
 
 
 def _about(clause: str, step: StepSpec, verb: Operator[Any]) -> Part:
@@ -184,9 +192,14 @@ def _about(clause: str, step: StepSpec, verb: Operator[Any]) -> Part:
 
 
 def _foreseen(
-    step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], code: Code
+    step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
 ) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
+
+    def kind(name: str) -> type[Artifact]:
+        if name in spec.inputs:
+            return type(spec.inputs[name])
+        return catalog.operator(spec.steps[name].operator).makes(spec.steps[name].method)
 
     def one(name: str, edge: Edge) -> Artifact | None:
         found = seen.get(name)
@@ -202,9 +215,13 @@ def _foreseen(
         else:
             given[key] = [one(n, edge) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
+    besides = {
+        "resources": step.resources,
+        "kinds": {key: tuple(kind(n) for n in names_in(reference)) for key, reference in step.inputs.items()},
+    }
     try:
-        with own(code):
-            return list(ask(**given, **method, **verb.validated(step.params), resources=step.resources))
+        with own(spec.code):
+            return list(ask(**given, **method, **verb.validated(step.params), **besides))
     except LfmError as error:
         return [str(error)]
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from operators.batches import (
     IGNORED,
@@ -15,6 +16,7 @@ from operators.batches import (
     documents,
     global_batch,
     on_device,
+    opening,
     packed,
     share,
 )
@@ -121,6 +123,32 @@ def test_text_is_learnt_whole_with_its_end(tokenizer):
     (document,) = documents({"text": ["the cat"]}, tokenizer)
     assert tokenizer.decode(document.ids) == "the cat<|end|>"
     assert all(document.answer)
+
+
+def test_what_a_tokenizer_puts_before_a_text_begins_every_document_and_is_not_learnt():
+    beginning = small.tokenizer()
+    beginning.chat_template = None
+    start = beginning.convert_tokens_to_ids("<|user|>")
+    beginning.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A <|end|>", special_tokens=[("<|user|>", start), ("<|end|>", beginning.eos_token_id)]
+    )
+    assert opening(beginning) == [start]
+    assert opening(small.tokenizer()) == []
+    for columns, said in (
+        ({"text": ["the cat"]}, "the cat<|end|>"),
+        ({"prompt": ["the "], "completion": ["cat"]}, "cat<|end|>"),
+    ):
+        (document,) = documents(columns, beginning)
+        assert beginning.decode(document.ids) == "<|user|>the cat<|end|>"
+        assert learnt(document, beginning) == said
+
+
+def test_a_pair_of_which_a_half_is_messages_needs_a_chat_template():
+    bare = small.tokenizer()
+    bare.chat_template = None
+    answer = [{"role": "assistant", "content": "sat"}]
+    with pytest.raises(ChatFormatError, match="the tokenizer has none"):
+        list(documents({"prompt": ["the cat"], "completion": [answer]}, bare))
 
 
 def learnt(document, tokenizer):

@@ -302,17 +302,29 @@ def test_what_is_out_of_range_is_refused(model, measured, tmp_path):
         measured(model=model, data={**data, **long}, generate=1)
 
 
+MODEL = {"model": (Model,), "data": (Dataset,)}
+
+
+def test_a_plan_hears_that_an_adapter_has_no_base_before_there_is_an_adapter():
+    asked = {"model": None, "base": None, "data": {"later": None}, "resources": None}
+    (said,) = evaluate.problems(**asked, kinds={"model": (Adapter,), "data": (Dataset,)})
+    assert said.startswith("base: none is given and model is an adapter")
+    assert list(evaluate.problems(**asked, kinds={"model": (Adapter,), "base": (Model,), "data": (Dataset,)})) == []
+
+
 def test_a_plan_hears_of_everything_at_once(model, tmp_path):
     data = {"pairs": small.pairs(tmp_path / "a.jsonl"), "later": None}
-    assert list(evaluate.problems(model=model, base=None, data=data, length=64, resources=None)) == []
-    assert list(evaluate.problems(model=None, base=None, data={"later": None}, resources=None)) == []
+    assert list(evaluate.problems(model=model, base=None, data=data, length=64, resources=None, kinds=MODEL)) == []
+    assert list(evaluate.problems(model=None, base=None, data={"later": None}, resources=None, kinds=MODEL)) == []
     data["wrong"] = lines(tmp_path / "b.jsonl", [{"question": "a"}])
-    found = list(evaluate.problems(model=model, base=None, data=data, length=65, resources=None))
+    found = list(evaluate.problems(model=model, base=None, data=data, length=65, resources=None, kinds=MODEL))
     assert [sentence.split(",")[0] for sentence in found] == [
         "length=65",
         f"data 'wrong': {tmp_path}/b.jsonl: has the columns 'question'",
     ]
-    found = list(evaluate.problems(model=None, base=None, data={}, batch_size=0, generate=-1, resources=None))
+    found = list(
+        evaluate.problems(model=None, base=None, data={}, batch_size=0, generate=-1, resources=None, kinds=MODEL)
+    )
     assert [sentence.split(",")[0] for sentence in found] == [
         "evaluate: batch_size=0",
         "evaluate: generate=-1",

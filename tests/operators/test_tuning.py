@@ -1,5 +1,6 @@
 """The verb `tune`."""
 
+import json
 from dataclasses import replace
 
 import peft
@@ -81,6 +82,14 @@ def with_products(folder, adapter, scale):
         weight = weights[name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")]
         weight.data += scale * parts[name.replace("lora_A", "lora_B")] @ parts[name]
     return logits(base)
+
+
+def test_an_adapters_config_says_nothing_of_the_machine_or_the_process_that_wrote_it(given, tmp_path):
+    made = tune.body(small.Work(tmp_path / "work"), method=LoRA(rank=2), training=TRAINING, **given)
+    config = json.loads((made.path / "adapter_config.json").read_text())
+    assert str(tmp_path) not in json.dumps(config)
+    assert len(config["target_modules"]) > 2
+    assert config["target_modules"] == sorted(config["target_modules"])
 
 
 def test_what_comes_before_an_answer_is_not_learnt(given, tmp_path):

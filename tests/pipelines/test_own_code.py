@@ -67,7 +67,7 @@ class KeepNearest(Merge):
         return experts[near.nearest(base, experts, self.power)]
 
 
-def problems(*, texts, rules, style, resources):
+def problems(*, texts, rules, **_):
     if not rules:
         yield "rules: none, expected at least one. Write one."
 

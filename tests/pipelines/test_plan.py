@@ -19,7 +19,7 @@ from operators.artifact import Dataset
 from operators.base import operator
 from operators.workspace import Workspace
 
-@operator()
+@operator(starts_workers=True)
 def make(work: Workspace, *, data: Dataset, size: int = 1) -> Dataset:
     """Make."""
     return near.helper(1)  # a comment
@@ -116,9 +116,9 @@ from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.workspace import Workspace
 
-def problems(*, data, model, size, resources):
+def problems(*, data, model, size, resources, kinds):
     yield f"size={size}, expected {None if data is None else data.uri} and {None if model is None else model.uri}."
-    yield f"data: {resources.workers} workers."
+    yield f"data: {[k.__name__ for k in kinds['data']]} and {'model' in kinds}."
     yield "nothing of this step by name."
     if size == 3:
         raise TypeError("a mistake of its author's")
@@ -145,9 +145,21 @@ def foreseen(steps, code=None):
 def test_what_an_operator_foresees_is_said_of_the_part_that_it_begins_with():
     assert foreseen("  a:\n    operator: look\n    inputs:\n      data: here\n    params:\n      size: 2\n") == (
         "p.yaml:3 step 'a': nothing of this step by name.",
-        "p.yaml:6 step 'a': data: 1 workers.",
+        "p.yaml:6 step 'a': data: ['Dataset'] and False.",
         "p.yaml:8 step 'a': size=2, expected d and None.",
     )
+
+
+def test_an_operator_hears_the_kind_of_what_another_step_will_make():
+    said = foreseen("  a: {operator: look, inputs: {data: here}}\n  b: {operator: look, inputs: {data: a}}\n")
+    assert "p.yaml:4 step 'b': data: ['Dataset'] and False." in said
+    assert "p.yaml:4 step 'b': size=1, expected None and None." in said
+
+
+@pytest.mark.parametrize(("asked", "only"), [("workers: 2", "1"), ("strategy: ddp", "'single'")])
+def test_a_step_that_trains_nothing_is_refused_what_it_would_not_use(asked, only):
+    said = foreseen(f"  a:\n    operator: look\n    inputs: {{data: here}}\n    resources: {{{asked}}}\n")
+    assert any(f"for 'look', which trains nothing, expected {only}. Leave it out." in line for line in said)
 
 
 def test_an_operator_is_asked_about_nothing_of_another_kind_than_it_takes():
