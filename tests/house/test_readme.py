@@ -16,7 +16,8 @@ def folder(tmp_path, monkeypatch):
     first, own = blocks("yaml")
     (tmp_path / "first.yaml").write_text(first)
     (tmp_path / "own.yaml").write_text(own)
-    (tmp_path / "my_methods.py").write_text(blocks("python")[0])
+    for name, text in zip(("my_methods.py", "my_steps.py"), blocks("python"), strict=True):
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -31,14 +32,16 @@ def test_its_generated_parts_are_current(folder):
 
 
 @pytest.mark.ray
-def test_its_pipelines_run_and_a_method_of_ones_own_is_like_a_built_in_one(folder, ray_local, monkeypatch, capsys):
+def test_its_pipelines_run_and_a_method_and_an_operator_of_ones_own_are_like_built_in_ones(folder, ray_local, monkeypatch, capsys):
     monkeypatch.setattr(run, "cluster", lambda address: ray_local())
     assert main(["run", "first.yaml"]) == 0
     assert main(["run", "own.yaml"]) == 0
     capsys.readouterr()
     assert main(["show", "last", "--json"]) == 0
-    merged = json.loads(capsys.readouterr().out)["steps"]["merged"]
-    assert (merged["state"], merged["method"]) == ("done", {"name": "median", "scale": 0.5})
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert (steps["merged"]["state"], steps["merged"]["method"]) == ("done", {"name": "median", "scale": 0.5})
+    assert (steps["short"]["state"], steps["short"]["params"]) == ("done", {"longest": 120})
+    assert steps["measured"]["data"]["about"]["sets"]["short"]["documents"] == 64
 
     (folder / "own.yaml").write_text((folder / "own.yaml").read_text().replace("scale: 0.5", "scale: -1"))
     assert main(["plan", "own.yaml"]) == 2
