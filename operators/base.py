@@ -110,7 +110,7 @@ class Operator(Generic[T]):
         problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
             the body will be called with, but without ``work``; an artifact that another step makes, or that lies on
             another machine, is None. Besides it gets the step's ``resources``, and as ``kinds`` the kinds of what
-            each given artifact parameter will hold, in order, whoever makes it.
+            each given artifact parameter will hold, in order, whoever makes it; `Artifact` where nobody knows.
     """
 
     body: Callable[..., T]

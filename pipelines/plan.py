@@ -199,6 +199,8 @@ def _foreseen(
     def kind(name: str) -> type[Artifact]:
         if name in spec.inputs:
             return type(spec.inputs[name])
+        if name not in spec.steps:  # which is a problem of its own, or the step has one
+            return Artifact
         return catalog.operator(spec.steps[name].operator).makes(spec.steps[name].method)
 
     def one(name: str, edge: Edge) -> Artifact | None:

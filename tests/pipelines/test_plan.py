@@ -156,6 +156,12 @@ def test_an_operator_hears_the_kind_of_what_another_step_will_make():
     assert "p.yaml:4 step 'b': size=1, expected None and None." in said
 
 
+def test_a_step_that_takes_what_a_broken_step_makes_is_asked_all_the_same():
+    said = foreseen("  a: {operator: lok, inputs: {data: here}}\n  b: {operator: look, inputs: {data: a}}\n")
+    assert any("'lok'" in line for line in said)
+    assert "p.yaml:4 step 'b': data: ['Artifact'] and False." in said
+
+
 @pytest.mark.parametrize(("asked", "only"), [("workers: 2", "1"), ("strategy: ddp", "'single'")])
 def test_a_step_that_trains_nothing_is_refused_what_it_would_not_use(asked, only):
     said = foreseen(f"  a:\n    operator: look\n    inputs: {{data: here}}\n    resources: {{{asked}}}\n")
