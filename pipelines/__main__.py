@@ -140,10 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
     if shadow:
         print(shadow, file=sys.stderr)
         return 2
-    act: Callable[[argparse.Namespace], int] = importlib.import_module(f"pipelines.commands.{parsed.command}").act
     from lfm.errors import LfmError
 
-    try:
+    try:  # Ctrl-C may come while torch is imported, which takes longest of all
+        act: Callable[[argparse.Namespace], int] = importlib.import_module(f"pipelines.commands.{parsed.command}").act
         return act(parsed)
     except LfmError as error:
         print(error, file=sys.stderr)

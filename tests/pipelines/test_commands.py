@@ -268,3 +268,11 @@ def test_ctrl_c_leaves_no_process_and_resume_ends_the_run(project, tmp_path):
     assert "a: reused" in resumed.stdout
     assert list(own.iterdir()) == []
     own.rmdir()
+
+
+def test_ctrl_c_while_a_command_is_still_being_imported_ends_without_a_traceback(monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["methods"]) == 130
