@@ -108,9 +108,10 @@ class Operator(Generic[T]):
         starts_workers: True where Ray processes that it starts do the work: they ask for its resources then, and its
             own task asks for none.
         problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
-            the body will be called with, but without ``work``; an artifact that another step makes, or that lies on
-            another machine, is None. Besides it gets the step's ``resources``, and as ``kinds`` the kinds of what
-            each given artifact parameter will hold, in order, whoever makes it; `Artifact` where nobody knows.
+            the body will be called with, but without ``work``; an artifact that another step makes, or of which
+            nothing is known here, is None, and of one that lies elsewhere the path leads to headers without values.
+            Besides it gets the step's ``resources``, and as ``kinds`` the kinds of what each given artifact
+            parameter will hold, in order, whoever makes it; `Artifact` where nobody knows.
     """
 
     body: Callable[..., T]

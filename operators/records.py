@@ -58,7 +58,7 @@ def files_of(path: Path, pattern: str | None = None) -> list[Path]:
             raise DatasetError(str(path), f"ends in {path.suffix!r}, expected {ends}", "Convert the file.")
         return [path]
     inside = sorted((p.relative_to(path) for p in path.rglob("*")), key=PurePath.as_posix)
-    found = [p for p in inside if _may_hold_rows(p) and (path / p).is_file()]
+    found = [p for p in inside if may_hold_rows(p) and (path / p).is_file()]
     if not found:
         raise DatasetError(str(path), f"holds no file of rows, expected {ends}", "Check the path.")
     chosen = [p for p in found if pattern is None or fnmatchcase(p.as_posix(), pattern)]
@@ -73,7 +73,8 @@ def files_of(path: Path, pattern: str | None = None) -> list[Path]:
     return [path / p for p in chosen]
 
 
-def _may_hold_rows(path: PurePath) -> bool:
+def may_hold_rows(path: PurePath) -> bool:
+    """Whether a file of a data set, by its path in it, is one of rows and not hidden."""
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and path.name not in NO_ROWS and path.name.endswith((*PARQUET, *JSON))
 

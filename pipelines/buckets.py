@@ -4,14 +4,16 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from operators.artifact import Artifact
 from pipelines import s3
-from pipelines.model_files import lacking, needed
+from pipelines.model_files import headed, lacking, needed
+from pipelines.outlines import outline
 from pipelines.plan import InputProblem
 from pipelines.storage import StorageFailed, at_once, cache, remove
 
@@ -20,8 +22,8 @@ SCHEME = "s3://"
 A = TypeVar("A", bound=Artifact)
 
 
-def check(artifact: Artifact) -> None:
-    """Look whether it is there.
+def check(artifact: A) -> A | None:
+    """The same with a local path to the headers of its files, where these can be told from a part of them.
 
     Raises:
         InputProblem: It is not, or it is empty, or no model or adapter in safetensors, or S3 does not let us look.
@@ -34,6 +36,17 @@ def check(artifact: Artifact) -> None:
     problem = lacking(type(artifact), list(found))
     if problem is not None:
         raise InputProblem(artifact.uri, *problem)
+    bucket, key = s3.split(artifact.uri)
+    alone = _name(artifact.uri) if "" in found else ""
+    objects = {alone: found[""]} if alone else {n: found[n] for n in headed(type(artifact), list(found))}
+
+    def part(name: str, start: int, stop: int) -> bytes:
+        return s3.part(bucket, objects[name], start, stop)
+
+    with _looking(artifact):
+        name = f"s3/{bucket}/{key}@{_digest(objects)[:12]}"
+        folder = outline(name, {n: o.size for n, o in objects.items()}, part)
+    return None if folder is None else replace(artifact, uri=str(folder / alone))
 
 
 def pin(artifact: A) -> A:
@@ -79,16 +92,22 @@ def _downloaded(uri: str, found: Mapping[str, s3.Object], target: Path) -> bool:
 def _objects(artifact: Artifact) -> dict[str, s3.Object]:
     """What is there, by name below the folder; a single object has the empty name."""
     bucket, key = s3.split(artifact.uri)
-    try:
+    with _looking(artifact):
         found = {o.key: o for o in s3.listed(bucket, key)}
-    except StorageFailed as error:
-        fix = "Check the name, the credentials and AWS_ENDPOINT_URL."
-        raise InputProblem(artifact.uri, f"could not be looked at ({error.what})", fix) from error
     if key in found:
         return {"": found[key]}
     start = f"{key}/" if key else ""
     below = {k.removeprefix(start): o for k, o in found.items() if k.startswith(start)}
     return {n: o for n, o in below.items() if n and not any(part.startswith(".") for part in n.split("/"))}
+
+
+@contextmanager
+def _looking(artifact: Artifact) -> Iterator[None]:
+    try:
+        yield
+    except StorageFailed as error:
+        fix = "Check the name, the credentials and AWS_ENDPOINT_URL."
+        raise InputProblem(artifact.uri, f"could not be looked at ({error.what})", fix) from error
 
 
 def _wanted(artifact: Artifact) -> dict[str, s3.Object]:

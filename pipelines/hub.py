@@ -3,16 +3,37 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from operators.artifact import Artifact, Dataset
-from pipelines.model_files import lacking, needed
+from pipelines.model_files import headed, lacking, needed
+from pipelines.outlines import outline
 from pipelines.plan import InputProblem
 
 SCHEME = "hf://"
 ASK_S = 30
+PARTIAL = 206  # HTTP's word for a range, as it was asked for
 
 A = TypeVar("A", bound=Artifact)
+
+
+def check(artifact: A) -> A | None:
+    """The same with a local folder that holds the headers of its files, where these can be told from a part of them.
+
+    Raises:
+        InputProblem: As `pin`.
+    """
+    info = _looked_up(artifact, sizes=True)
+    name, _, kind = _parts(artifact)
+    sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
+    with _answered(artifact):
+        folder = outline(
+            f"hf/{kind}s/{name}@{info.sha}",
+            {n: sizes[n] for n in headed(type(artifact), list(sizes))},
+            partial(_part, name, str(info.sha), kind),
+        )
+    return None if folder is None else replace(artifact, uri=str(folder))
 
 
 def pin(artifact: A) -> A:
@@ -21,18 +42,44 @@ def pin(artifact: A) -> A:
     Raises:
         InputProblem: The hub has no such thing, does not let us read it, or it is no model or adapter in safetensors.
     """
+    sha = _looked_up(artifact).sha
+    return replace(artifact, uri=f"{SCHEME}{_parts(artifact)[0]}@{sha}", digest=str(sha))
+
+
+def _looked_up(artifact: Artifact, *, sizes: bool = False) -> Any:
+    """What the hub says of a repository that we may read and that holds what it should."""
     import huggingface_hub
 
     name, revision, kind = _parts(artifact)
     with _answered(artifact):
         hub = huggingface_hub.HfApi()
-        info: Any = hub.repo_info(name, revision=revision or None, repo_type=kind, timeout=ASK_S)
+        info: Any = hub.repo_info(name, revision=revision or None, repo_type=kind, timeout=ASK_S, files_metadata=sizes)
         if info.gated:
             hub.auth_check(name, repo_type=kind)
     problem = lacking(type(artifact), [s.rfilename for s in info.siblings or ()])
     if problem is not None:
         raise InputProblem(artifact.uri, *problem)
-    return replace(artifact, uri=f"{SCHEME}{name}@{info.sha}", digest=str(info.sha))
+    return info
+
+
+def _part(name: str, sha: str, kind: str, file: str, start: int, stop: int) -> bytes:
+    """The bytes of a file from `start` up to before `stop`."""
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    if start >= stop:
+        return b""
+    url = huggingface_hub.hf_hub_url(name, file, repo_type=kind, revision=sha)
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    with huggingface_hub.get_session().stream("GET", url, headers=headers, timeout=ASK_S, follow_redirects=True) as got:
+        hf_raise_for_status(got)
+        ahead = start if got.status_code == PARTIAL else 0
+        data = bytearray()
+        for chunk in got.iter_bytes():
+            data += chunk
+            if ahead + len(data) >= stop:  # who does not know of ranges sends all
+                break
+    return bytes(data[start - ahead : stop - ahead])
 
 
 def fetch(artifact: A) -> A:

@@ -57,11 +57,10 @@ class Looks:
         scheme, colon, _ = artifact.uri.partition("://")
         if scheme == "lfm" and colon:
             return None if self.store is None else self._stored(artifact, self.store)
-        if scheme == "s3" and colon:
-            buckets.check(artifact)
-            return None
-        if colon and scheme in ("python", "hf"):
-            return artifact if scheme == "python" else None
+        if scheme in ("s3", "hf") and colon:
+            return self._elsewhere(artifact)
+        if scheme == "python" and colon:
+            return artifact
         if colon:
             raise InputProblem(
                 artifact.uri,
@@ -75,6 +74,13 @@ class Looks:
             raise InputProblem(
                 artifact.uri, f"cannot be looked at ({what})", "Check the path and who may read it."
             ) from error
+
+    def _elsewhere(self, artifact: A) -> A | None:
+        found = hub.check(artifact) if artifact.uri.startswith(hub.SCHEME) else buckets.check(artifact)
+        problem = None if found is None else damaged(type(artifact), found.path)
+        if problem is not None:
+            raise InputProblem(artifact.uri, *problem)
+        return found
 
     def _local(self, artifact: A) -> A:
         path = Path(artifact.uri).expanduser()

@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from operators.artifact import Adapter, Artifact, Model
+from operators.records import may_hold_rows
 
 STEMS = {Model: "model", Adapter: "adapter_model"}
 CONFIGS = {Model: ("config.json", "lfm.json"), Adapter: ("adapter_config.json",)}
@@ -54,6 +55,11 @@ def weights(kind: type[Artifact], names: Sequence[str]) -> list[str]:
         return [single]
     shards = [n for n in names if re.fullmatch(rf"{stem}-[^/]*\.safetensors", n)]
     return [index, *shards] if index in names and shards else []
+
+
+def headed(kind: type[Artifact], names: Sequence[str]) -> list[str]:
+    """Those of the files worth fetching whose headers say something."""
+    return needed(kind, names) if kind in STEMS else [n for n in names if may_hold_rows(PurePath(n))]
 
 
 def needed(kind: type[Artifact], names: Sequence[str]) -> list[str]:

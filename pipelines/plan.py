@@ -50,7 +50,8 @@ class Inspector(Protocol):
         """Look at an input without reading it whole.
 
         Returns:
-            It with a path of this machine (or a ``python://`` name), if it has one.
+            It with a path of this machine (or a ``python://`` name), if it has one. Of what lies elsewhere only the
+            headers are there: the values of its weights are zeros, and most of its rows are missing.
 
         Raises:
             InputProblem: It is missing, unreadable, empty or of a scheme that nothing reads.

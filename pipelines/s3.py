@@ -89,6 +89,16 @@ def download(bucket: str, key: str, to: Path) -> None:
         client().download_file(bucket, key, str(to))
 
 
+def part(bucket: str, found: Object, start: int, stop: int) -> bytes:
+    """An object's bytes from `start` up to before `stop`; of another version than the listed one none."""
+    if start >= stop:
+        return b""
+    with answered(f"s3://{bucket}/{found.key}"):
+        asked = {"Range": f"bytes={start}-{stop - 1}", "IfMatch": found.etag}
+        data: bytes = client().get_object(Bucket=bucket, Key=found.key, **asked)["Body"].read()
+    return data
+
+
 def code(error: Any) -> str:
     """What S3 calls an error; a request without a body in its answer has only a number."""
     named: str = error.response.get("Error", {}).get("Code", "")

@@ -1,8 +1,14 @@
 """Inputs from S3."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import safetensors.torch
+import torch
+
+from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
+from operators.rows import columns_of
 from pipelines import s3
 from pipelines.inspector import InputChanged, Looks, fetch
 from pipelines.plan import InputProblem
@@ -32,7 +38,6 @@ def names(folder):
 def test_an_object_and_a_folder_are_fetched_as_they_are(looks, put, bucket):
     one = put("data/train/a.jsonl")
     put("data/train/deep/b.jsonl", "data/train/.hidden", "data/trainer.jsonl", data=b"other")
-    assert looks.check(Dataset(one)) is None
     alone = fetch(looks.pin(Dataset(one)))
     assert alone.path.name == "a.jsonl"
     assert alone.path.read_bytes() == b"data"
@@ -41,6 +46,27 @@ def test_an_object_and_a_folder_are_fetched_as_they_are(looks, put, bucket):
     assert fetch(looks.pin(Dataset(f"s3://{bucket}/data/train"))) == fetch(
         looks.pin(Dataset(f"s3://{bucket}/data/train"))
     )
+
+
+def test_a_plan_sees_headers_and_the_first_rows_and_fetches_nothing_else(looks, put, bucket, monkeypatch):
+    monkeypatch.setattr(s3, "download", None)
+    put("m/config.json", data=b"{}")
+    put("m/model.safetensors", data=safetensors.torch.save({"a": torch.ones(1 << 20)}))
+    model = looks.check(Model(f"s3://{bucket}/m"))
+    assert Weights(model.path).headers == {"a": Header((1 << 20,), torch.float32)}
+    assert not Weights(model.path).read("a")[1 << 19 :].any()
+    rows = put("rows.jsonl", data=b'{"text": "a row"}\n' * (1 << 16))
+    for uri in (rows, put("folder/rows.jsonl", data=b'{"text": "a row"}').removesuffix("/rows.jsonl")):
+        assert columns_of(looks.check(Dataset(uri)).path) == ("text",)
+    assert looks.check(Dataset(rows)).path.name == "rows.jsonl"
+
+
+def test_what_changes_while_a_plan_looks_is_named(looks, put, monkeypatch):
+    uri = put("rows.jsonl", data=b'{"text": "a row"}')
+    listed = s3.listed
+    monkeypatch.setattr(s3, "listed", lambda *asked: (replace(o, etag="other") for o in listed(*asked)))
+    with pytest.raises(InputProblem, match=r"rows.jsonl' could not be looked at \(.*PreconditionFailed"):
+        looks.check(Dataset(uri))
 
 
 def test_the_digest_changes_with_bytes_and_names_and_not_with_the_place(looks, put):
@@ -90,12 +116,13 @@ def test_of_a_model_only_what_it_needs_is_fetched_and_counts(looks, put, bucket)
 def test_what_is_not_there_empty_or_no_model_is_refused(looks, put, bucket, monkeypatch):
     put("blank", data=b"")
     put("old/config.json", "old/pytorch_model.bin")
-    put("a/adapter_config.json", "a/adapter_model.safetensors")
+    put("a/adapter_config.json", "a/adapter_model.safetensors", data=b"[]")
     for artifact, said in (
         (Dataset(f"s3://{bucket}/gone"), "is not there"),
         (Dataset(f"s3://{bucket}/blank"), "is empty"),
         (Model(f"s3://{bucket}/old"), "holds weights only as pickles"),
         (Model(f"s3://{bucket}/a"), "has no config.json"),
+        (Adapter(f"s3://{bucket}/a"), "holds a adapter_config.json that is no JSON object"),
         (
             Dataset("s3://nobody-s-bucket/x"),
             "could not be looked at (the specified bucket does not exist",
@@ -104,4 +131,3 @@ def test_what_is_not_there_empty_or_no_model_is_refused(looks, put, bucket, monk
         with pytest.raises(InputProblem) as refused:
             looks.check(artifact)
         assert said in str(refused.value)
-    assert looks.check(Adapter(f"s3://{bucket}/a")) is None

@@ -1,15 +1,27 @@
 """Inputs from a hub, here one on loopback that answers as the real one does."""
 
+import contextlib
+import functools
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
+import torch
 from huggingface_hub import constants
 
+from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
+from operators.rows import columns_of
+from pipelines import outlines, storage
 from pipelines.inspector import Looks, fetch
+from pipelines.outlines import FIRST
 from pipelines.plan import InputProblem
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -27,8 +39,37 @@ REPOSITORIES = {
     "closed/model": ["config.json", "model.safetensors"],
     "some/adapter": ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "training_args.bin"],
     "some/data": ["data/train.parquet", "README.md", "cache.pkl"],
+    "some/lines": ["rows.jsonl"],
+    "some/array": ["rows.json"],
+    "bad/config": ["config.json", "model.safetensors"],
 }  # fmt: skip
 GATED = {"closed/model"}
+
+
+@functools.cache
+def content(file):
+    """A file as it could be on the hub; longer than what is asked for at once where only a part of it matters."""
+    many = 1 << 16
+    if file.endswith("model-00001-of-00002.safetensors"):
+        return safetensors.torch.save({"a": torch.ones(3, 1 << 18)})
+    if file.endswith("model-00002-of-00002.safetensors"):
+        return safetensors.torch.save({"b": torch.ones(2, dtype=torch.int8)})
+    if file.endswith("model.safetensors.index.json"):
+        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        return json.dumps({"weight_map": names}).encode()
+    if file.endswith(".safetensors"):
+        return safetensors.torch.save({"a": torch.ones(2, 2)}, metadata={"long": "x" * FIRST})
+    if file.endswith(".parquet"):
+        numbers = pa.array(np.random.default_rng(0).random(many))  # which no compression makes small
+        table = pa.table({"prompt": numbers.cast(pa.string()), "completion": ["b"] * many})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"long": "x" * FIRST}), sink)
+        return sink.getvalue().to_pybytes()
+    if file == "rows.jsonl":
+        return b'{"text": "a row"}\n' * many
+    if file == "rows.json":
+        return b"[" + b'{"text": "a row"},' * many + b'{"text": "the last"}]'
+    return b"{}" if file.endswith(".json") else f"content of {file}".encode()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -47,8 +88,9 @@ class Hub(BaseHTTPRequestHandler):
         if rest == "/revision/gone":
             return self.refuse(404, "RevisionNotFound")
         if rest.startswith("/resolve/"):
-            return self.answer(f"content of {rest.rpartition(SHA)[2]}".encode())
-        files = [{"rfilename": f} for f in REPOSITORIES[name]]
+            file = rest.rpartition(SHA)[2].removeprefix("/")
+            return self.send(b"[]" if (name, file) == ("bad/config", "config.json") else content(file))
+        files = [{"rfilename": f, "size": len(content(f))} for f in REPOSITORIES[name]]
         if rest.startswith("/tree/"):
             files = [{"type": "file", "path": f, "size": 1, "oid": f} for f in REPOSITORIES[name]]
             return self.answer(json.dumps(files).encode())
@@ -58,15 +100,24 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def answer(self, data):
-        self.send_response(200)
+    def send(self, data):
+        """A file, or the part of it that is asked for."""
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part is None or not self.server.knows_ranges:
+            return self.answer(data)
+        self.server.parts += 1
+        return self.answer(data[int(part[1]) : int(part[2]) + 1], 206)
+
+    def answer(self, data, status=200):
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Content-Type", "application/json")
         self.send_header("ETag", f'"{hash(data)}"')
         self.send_header("X-Repo-Commit", SHA)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data)
+            with contextlib.suppress(ConnectionError):  # who asked may have seen enough
+                self.wfile.write(data)
 
     def refuse(self, status, code):
         self.send_response(status)
@@ -81,6 +132,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    made.knows_ranges, made.parts = True, 0
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
@@ -95,6 +147,7 @@ def looks(server, store, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", at)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", at + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return Looks(tmp_path / "memory.sqlite", store)
@@ -109,7 +162,38 @@ def test_a_name_is_pinned_to_its_commit(looks):
     for uri in ("hf://some/model", "hf://some/model@main"):
         pinned = looks.pin(Model(uri))
         assert (pinned.uri, pinned.digest) == (f"hf://some/model@{SHA}", SHA)
-    assert looks.check(Model("hf://some/model")) is None
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_plan_sees_headers_configs_and_the_first_rows_and_fetches_nothing_else(looks, server, knows_ranges):
+    server.knows_ranges = knows_ranges
+    model = looks.check(Model("hf://some/model"))
+    assert Weights(model.path).headers == {"a": Header((3, 1 << 18), torch.float32), "b": Header((2,), torch.int8)}
+    assert (model.path / "tokenizer.json").read_bytes() == content("tokenizer.json")
+    with_values = (model.path / "model-00001-of-00002.safetensors").stat()
+    assert with_values.st_size == len(content("model-00001-of-00002.safetensors")) > with_values.st_blocks * 512
+    adapter = looks.check(Adapter("hf://some/adapter"))
+    assert Weights(adapter.path, "adapter_model").headers.keys() == {"a"}
+    data = looks.check(Dataset("hf://some/data"))
+    assert columns_of(data.path) == ("prompt", "completion")
+    lines = looks.check(Dataset("hf://some/lines"))
+    assert columns_of(lines.path) == ("text",)
+    assert 0 < (lines.path / "rows.jsonl").stat().st_size < len(content("rows.jsonl"))
+    seen = server.parts
+    assert looks.check(Model("hf://some/model")) == model
+    assert server.parts == seen
+
+
+def test_of_data_whose_rows_only_a_large_file_tells_a_plan_sees_nothing(looks, monkeypatch):
+    assert columns_of(looks.check(Dataset("hf://some/array")).path) == ("text",)
+    shutil.rmtree(storage.cache())
+    monkeypatch.setattr(outlines, "WHOLE", len(content("rows.json")) - 1)
+    assert looks.check(Dataset("hf://some/array")) is None
+
+
+def test_a_config_that_is_no_json_is_refused_before_weights_are_fetched(looks):
+    with pytest.raises(InputProblem, match=r"'hf://bad/config' holds a config.json that is no JSON object"):
+        looks.check(Model("hf://bad/config"))
 
 
 def test_of_a_model_its_weights_come_once_with_config_and_tokenizer(looks):
