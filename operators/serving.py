@@ -1,8 +1,6 @@
 """The verb `serve`: a model behind the OpenAI API, live once it has proved that it is the right one."""
 
-import errno
 import json
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ from operators.artifact import Deployment, Model
 from operators.base import operator
 from operators.engines.native import Native
 from operators.language_models import load, load_tokenizer
+from operators.ports import LAST_PORT, check_port
 from operators.resources import Resources
 from operators.workspace import Workspace
 
-LAST_PORT = 65535
 PROBE_TOKENS = 16
 TOLERANCE = 1e-4  # of the largest logit: the same weights on the same kind of device, perhaps in other threads
 
@@ -31,17 +29,6 @@ class ProbeFailed(LfmError, RuntimeError):
 
     def __str__(self) -> str:
         return f"endpoint {self.name!r}: its probe's logits {self.what}. It is taken down again; serve it anew."
-
-
-class PortBusy(LfmError, OSError):
-    """A place where nobody can listen: another process does, or the host is not this machine."""
-
-    def __init__(self, host: str, port: int, why: str) -> None:
-        super().__init__(host, port, why)
-        self.host, self.port, self.why = host, port, why
-
-    def __str__(self) -> str:
-        return f"endpoint: {self.host}:{self.port} {self.why}, expected a free port. Give another host or port."
 
 
 class EndpointTaken(LfmError, RuntimeError):
@@ -96,9 +83,8 @@ def serve(
 
     from operators.endpoint import Endpoint
 
-    why = "" if _serving(ray_serve) else unusable(host, port)
-    if why:
-        raise PortBusy(host, port, why)
+    if not _serving(ray_serve):
+        check_port("endpoint", host, port)
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     about = {"digest": model.digest}
     others = [n for n in ray_serve.status().applications if n != name]
@@ -129,24 +115,6 @@ def take_down(name: str, digest: str) -> None:
     about = ray_serve.get_app_handle(name).identity.remote().result(timeout_s=60)
     if about["digest"] == digest:
         ray_serve.delete(name)
-
-
-def busy(host: str, port: int) -> bool:
-    """Whether nobody can listen there."""
-    return bool(unusable(host, port))
-
-
-def unusable(host: str, port: int) -> str:
-    """Why nobody can listen there, as a clause; nothing where somebody can."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return "is in use"
-            return f"cannot be listened on ({(error.strerror or str(error)).lower()})"
-    return ""
 
 
 def probe_ids(folder: Path) -> list[int]:

@@ -10,6 +10,7 @@ from cluster.connect import NoCluster, cluster
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
 from operators.catalog import Catalog
+from operators.ports import LAST_PORT, PortBusy, check_port
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inspector import Looks
@@ -83,13 +84,13 @@ def _endpoints(steps: Mapping[str, StepSpec], *, own: bool) -> list[Problem]:
         )
         problems.append(Problem(("steps", name), sentence))
     if asked and own:
-        from operators.serving import LAST_PORT, PortBusy, unusable  # with torch, which not every pipeline needs
-
-        for name, params in asked[:1]:
-            host, port = str(params["host"]), int(str(params["port"]))
-            why = unusable(host, port) if 1 <= port <= LAST_PORT else ""  # which `serve` itself refuses
-            if why:
-                problems.append(Problem(("steps", name, "params", "port"), str(PortBusy(host, port, why))))
+        name, params = asked[0]
+        host, port = str(params["host"]), int(str(params["port"]))
+        try:
+            if 1 <= port <= LAST_PORT:  # `serve` itself refuses others
+                check_port("endpoint", host, port)
+        except PortBusy as busy:
+            problems.append(Problem(("steps", name, "params", "port"), str(busy)))
     return problems
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lfm.errors import LfmError
-from operators.serving import busy
+from operators.ports import check_port
 from pipelines import outbox
 from pipelines.mirror import QUIET
 from pipelines.storage import open_storage, remove
@@ -22,17 +22,6 @@ HOST = "127.0.0.1"
 START_S = 120.0
 STOP_S = 10.0
 DIES_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
-
-
-class PortTaken(LfmError, OSError):
-    """A port that another process listens on."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(port)
-        self.port = port
-
-    def __str__(self) -> str:
-        return f"lfm ui: port {self.port} of {HOST} is in use, expected a free one. Give another with --port."
 
 
 class ServerFailed(LfmError, RuntimeError):
@@ -54,8 +43,8 @@ def act(arguments: Namespace) -> int:
         raise outbox.NoTracking(where, "has no pages")
     uri = outbox.resolved(where, storage)
     served = uri.startswith("http")
-    if not served and busy(HOST, arguments.port):
-        raise PortTaken(arguments.port)
+    if not served:
+        check_port("lfm ui", HOST, arguments.port)
     left = subprocess.run([sys.executable, "-m", "pipelines.mirror", storage.uri], stderr=subprocess.PIPE, check=False)
     if left.returncode:
         last = left.stderr.decode(errors="replace").strip().rpartition("\n")[2]

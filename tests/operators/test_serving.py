@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from operators.artifact import Deployment
-from operators.serving import EndpointTaken, PortBusy, ProbeFailed, busy, serve, take_down
+from operators.ports import PortBusy, check_port
+from operators.serving import EndpointTaken, ProbeFailed, serve, take_down
 from tests.operators.small import saved
 
 pytestmark = pytest.mark.ray
@@ -68,10 +69,9 @@ def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspa
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert busy("127.0.0.1", port)
         with pytest.raises(PortBusy, match=f"127.0.0.1:{port} is in use, expected a free port"):
             serve.body(workspace, model=saved(tmp_path / "model"), port=port)
-    assert not busy("127.0.0.1", port)
+    check_port("endpoint", "127.0.0.1", port)
 
 
 def test_logits_of_the_probe_are_the_models(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from huggingface_hub import constants
 
 from cluster.capacity import Capacity
 from cluster.connect import NoCluster
@@ -120,6 +121,7 @@ def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing
     monkeypatch.setattr(run, "cluster", started)
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(_planned, "here", lambda: Capacity(cpus=2, gpus=0, memory=8e9))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -135,6 +137,8 @@ def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing
             "--until: no step is called 'bb'. Did you mean 'b'?",
             f"store '{folder}/noop.py/store': not a directory, expected a location that can be written to. "
             "Give another one with --store.",
+            "diamond.yaml:4 input 'm': 'hf://a/b' could not be looked up ([Errno 111] Connection refused). "
+            "Check the name, the network and HF_ENDPOINT.",
             f"diamond.yaml:5 input 'text': 'gone.txt' is not there (looked at '{folder}/gone.txt'). Check the path.",
             f"diamond.yaml:6 input 'other': 'lost.txt' is not there (looked at '{folder}/lost.txt'). Check the path.",
             "diamond.yaml:9 step 'a': asks for 4096 CPUs, expected at most 2, which is all there is. "
@@ -146,7 +150,7 @@ def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing
             "diamond.yaml:12 step 'd': no input or step is called 'bb'. Did you mean 'b'?",
             "diamond.yaml:12 step 'd': noop: size='big', expected an integer.",
             f"diamond.yaml:13 step 'e': endpoint: 127.0.0.1:{port} is in use, expected a free port. "
-            "Give another host or port.",
+            "Give another one.",
             "diamond.yaml:14 step 'f': port=70000, expected 1 <= port <= 65535. Give another one.",
             "diamond.yaml:14 step 'f': a second endpoint beside 'e', expected one in a pipeline. "
             "Serve it in a run of its own.",

@@ -173,7 +173,7 @@ def test_ui_of_a_server_tells_it_what_is_open_and_says_where_it_is(server, told,
 
 def test_a_busy_port_is_a_sentence(server, capsys):
     assert main(["ui", "--store", server.store.storage.uri, "--mlflow", "own", "--port", str(server.port)]) == 2
-    said = f"lfm ui: port {server.port} of 127.0.0.1 is in use, expected a free one. Give another with --port.\n"
+    said = f"lfm ui: 127.0.0.1:{server.port} is in use, expected a free port. Give another one.\n"
     assert capsys.readouterr().err == said
 
 
