@@ -133,7 +133,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], help="of the grid")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 2e-3, 4e-3], help="of the grid")
     parser.add_argument("--store", default=".lfm", help="where results are kept and reused")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="changes", help="as in lfm run")
     parser.add_argument("--quick", action="store_true", help="tiny models and two learning rates: only that it runs")

@@ -18,7 +18,7 @@ from operators.registration import register
 from operators.serving import serve
 from operators.tuning import tune
 
-SHAPE: dict[str, Any] = {"batch_size": 2, "length": 256, "learning_rate": 2e-3, "weight_decay": 0.1}
+SHAPE: dict[str, Any] = {"batch_size": 2, "length": 256, "weight_decay": 0.1}
 EXPERT: dict[str, Any] = {"epochs": 3.0, "batch_size": 8, "length": 256}
 BETTER = [
     Requirement(better="student", than="undistilled", on="text"),
@@ -41,11 +41,11 @@ def distill_lora_merge_serve(
     pairs = {"summaries": summaries_held_out, "names": names_held_out}
 
     teacher = pretrain(
-        "teacher", data=text_train, layers=6, width=192, heads=4, vocabulary=2048, max_steps=2500, **SHAPE,
-        resources=Resources(cpus_per_worker=2),
+        "teacher", data=text_train, layers=6, width=192, heads=4, vocabulary=2048, max_steps=2300, learning_rate=1e-3,
+        **SHAPE, resources=Resources(cpus_per_worker=2),
     )  # fmt: skip
     student = pretrain("student", data=text_train, tokenizer=teacher, layers=4, width=96, heads=4, max_steps=0)
-    schedule: dict[str, Any] = {"max_steps": 1500, **SHAPE}
+    schedule: dict[str, Any] = {"max_steps": 1500, "learning_rate": 2e-3, **SHAPE}
     undistilled = tune("undistilled", model=student, data=text_train, method=Full(), **schedule)
     distilled = distill(
         "distilled", teacher=teacher, student=student, data=text_train,
