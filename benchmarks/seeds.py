@@ -21,7 +21,7 @@ from operators.evaluation import SUMMARY
 from operators.gating import Requirement, compared, holds, said
 from pipelines.__main__ import ROOT
 from pipelines.files import opened
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 RECIPE, GATE = "distill_lora_merge_serve", "passed"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cluster.capacity import Capacity
 from pipelines.files import opened
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal, history, new_run
 from pipelines.plan import plan
 from pipelines.run import run
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 

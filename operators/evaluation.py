@@ -19,7 +19,7 @@ from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.engines.native import Native, Sampling
 from operators.language_models import adapted, check, load, load_tokenizer
 from operators.objectives import answers, plain
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 from operators.rows import COLUMNS, form_of, read_rows
 from operators.texts import unfit
 from operators.training import Training

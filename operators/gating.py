@@ -14,7 +14,7 @@ from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
 from operators.evaluation import DOCUMENTS, SUMMARY
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 from operators.workspace import Workspace
 
 Measure = Literal["loss", "exact_match", "chrf"]

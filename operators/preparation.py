@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from lfm.errors import HyperparameterError
 from operators.artifact import Dataset
 from operators.base import operator
-from operators.records import BATCH, DatasetError
+from operators.records import BATCH
+from operators.row_files import DatasetError
 from operators.rows import COLUMNS, SOURCE, form_of, problems_of, read_rows
 from operators.workspace import Workspace
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 from lfm.errors import LfmError, UnknownName
 from operators.artifact import Dataset
 from operators.python_corpus import CORPORA, corpus
-from operators.records import BATCH, DatasetError, files_of, header, records
+from operators.records import BATCH, header, records
+from operators.row_files import DatasetError, files_of
 
 PYTHON = "python://"
 SOURCE = "source"

@@ -8,7 +8,7 @@ from typing import Any
 from lfm.errors import LfmError
 from pipelines.lineage import find_run, history, runs
 from pipelines.registry import Registry
-from pipelines.storage import Storage, at_once
+from pipelines.storage.base import Storage, at_once
 from pipelines.store import MissingArtifact, Result, Store
 
 

@@ -9,8 +9,8 @@ import yaml
 from lfm.errors import UnknownName
 from operators.artifact import Metrics, kind_of
 from operators.catalog import Catalog
-from pipelines import hub
 from pipelines.ancestry import Ancestor, ancestor_line, results, sources
+from pipelines.inputs import hub
 from pipelines.store import Result, Store
 
 WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,7 +12,7 @@ from operators.rows import read_rows
 from pipelines.__main__ import main
 from pipelines.findings import endpoints
 from pipelines.lineage import find_run, history, states
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 RECIPE = "distill_lora_merge_serve"

@@ -24,9 +24,10 @@ from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
-from pipelines.inspector import STORED, InputChanged, Looks, fetch
+from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.registry import Registry
-from pipelines.storage import Storage, cache, open_storage, remove
+from pipelines.storage.base import Storage, cache, remove
+from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, Result, Store
 
 SHIP_S = 5.0  # how old the end of a log may be where it does not lie on this machine

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines import processes
 from pipelines.ancestry import results
 from pipelines.lineage import history
-from pipelines.storage import MANIFEST, Entry, Storage, at_once, owner, remove
+from pipelines.storage.base import MANIFEST, Entry, Storage, at_once, owner, remove
 from pipelines.store import Result, Store, canonical
 
 COMMIT_S = 3600  # how long after an artifact the result that names it may come

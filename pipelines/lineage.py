@@ -15,7 +15,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from pipelines import processes
-from pipelines.storage import Storage, at_once
+from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
 
 

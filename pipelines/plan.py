@@ -174,11 +174,13 @@ def survey(
 
 def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]:
     """What a step that trains nothing asks for and would not use."""
-    unused = {"strategy": "single"} if verb.starts_workers else {"strategy": "single", "workers": 1}
-    for field, only in unused.items():
-        value = getattr(step.resources, field)
+    asks = step.resources
+    for field, value, only, why in (
+        ("strategy", asks.strategy, "single", "trains nothing"),
+        ("workers", asks.workers, asks.workers if verb.starts_workers else 1, "starts no workers"),
+    ):
         if value != only:
-            clause = f"{field}={value!r} for {verb.name!r}, which trains nothing, expected {only!r}. Leave it out."
+            clause = f"{field}={value!r} for {verb.name!r}, which {why}, expected {only!r}. Leave it out."
             yield Problem(("steps", name, "resources", field), clause)
 
 

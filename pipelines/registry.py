@@ -12,7 +12,7 @@ from typing import Any
 
 from lfm.errors import LfmError, UnknownName
 from operators.registration import check_alias, check_name
-from pipelines.storage import MANIFEST, Storage, at_once
+from pipelines.storage.base import MANIFEST, Storage, at_once
 from pipelines.store import canonical
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
-from pipelines.storage import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
+from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
 
 
 class UnsafeArtifact(LfmError, ValueError):

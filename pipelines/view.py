@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipelines.lineage import Event, StepState, states
 from pipelines.plan import Plan
-from pipelines.storage import Storage
+from pipelines.storage.base import Storage
 
 
 class Lines:

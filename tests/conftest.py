@@ -17,9 +17,9 @@ from cluster.capacity import Capacity
 from cluster.connect import cluster
 from operators.catalog import Catalog
 from operators.code import bring
-from pipelines.local_storage import LocalStorage
 from pipelines.source import pack
 from pipelines.spec import Spec, load
+from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 
 NOOP = '''

@@ -13,13 +13,14 @@ from operators.catalog import Catalog
 from operators.ports import LAST_PORT, PortBusy, check_port
 from pipelines.execute import memory_of
 from pipelines.files import opened
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, needed, pinned, survey
 from pipelines.problems import Problem, unknown_step
 from pipelines.schedule import infeasible
 from pipelines.spec import RESOURCES, Draft, StepSpec
-from pipelines.storage import Storage, StorageFailed, UnsupportedStorage, cache, open_storage
+from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, which takes a while

@@ -9,12 +9,13 @@ from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import Adapter, Model, kind_of
-from pipelines import buckets, hub
 from pipelines.ancestry import Ancestor, ancestry, find_artifact, find_maker
 from pipelines.card import model_card
 from pipelines.commands._output import printed
-from pipelines.inspector import fetch
-from pipelines.storage import DamagedFolder, digest_of, named, open_storage
+from pipelines.inputs import buckets, hub
+from pipelines.inputs.inspector import fetch
+from pipelines.storage.base import DamagedFolder, digest_of, named
+from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, Store
 
 CARD, CONFIG, BASE = "README.md", "adapter_config.json", "base"

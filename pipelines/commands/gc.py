@@ -9,7 +9,8 @@ from lfm.errors import LfmError
 from pipelines.commands._output import printed, shown
 from pipelines.garbage import garbage, live, sweep
 from pipelines.lineage import RunIsLive, find_run, runs
-from pipelines.storage import Storage, open_storage
+from pipelines.storage.base import Storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from pipelines.ancestry import ancestor_line, ancestry, find_artifact, find_maker
 from pipelines.commands._output import printed
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 

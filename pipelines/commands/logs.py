@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from pipelines.commands._planned import known_step
 from pipelines.lineage import find_run, history
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 
 
 def act(arguments: Namespace) -> int:

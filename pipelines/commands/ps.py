@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipelines.commands._output import printed, shown
 from pipelines.lineage import history, runs, states, status
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.view import seconds
 
 

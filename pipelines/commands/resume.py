@@ -7,11 +7,11 @@ from operators.code import Code, bring
 from pipelines.commands._planned import inspector_of
 from pipelines.commands.run import drive_to_end
 from pipelines.lineage import Journal, find_run, history
-from pipelines.outbox import tracking
 from pipelines.plan import plan as planned
 from pipelines.problems import Places
 from pipelines.spec import build
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
+from pipelines.tracking.outbox import tracking
 
 
 def act(arguments: Namespace) -> int:

@@ -14,13 +14,13 @@ from lfm.errors import LfmError
 from pipelines.commands._output import printed
 from pipelines.commands._planned import described, inputs_of, read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
-from pipelines.mirror import Mirrored
-from pipelines.outbox import tracking
 from pipelines.plan import Plan
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
-from pipelines.storage import Storage
+from pipelines.storage.base import Storage
 from pipelines.store import Store
+from pipelines.tracking.mirror import Mirrored
+from pipelines.tracking.outbox import tracking
 from pipelines.view import view
 
 

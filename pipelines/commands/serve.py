@@ -8,7 +8,7 @@ from pipelines.commands.run import begin
 from pipelines.plan import PlanError, pinned
 from pipelines.problems import Places
 from pipelines.spec import build
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 
 
 def act(arguments: Namespace) -> int:

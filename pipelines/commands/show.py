@@ -11,7 +11,7 @@ from pipelines.findings import comparisons, endpoints, measured_table, measureme
 from pipelines.lineage import find_run, history, states, status
 from pipelines.page.account import account
 from pipelines.page.document import document, write
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 from pipelines.view import failure, row, seconds, table
 

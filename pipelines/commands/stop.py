@@ -11,7 +11,7 @@ from cluster.connect import cluster
 from operators.serving import take_down
 from pipelines.findings import endpoints
 from pipelines.lineage import Event, driver, find_run, history, states
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 
 
 def act(arguments: Namespace) -> int:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from lfm.errors import LfmError
 from operators.ports import check_port
-from pipelines import outbox
-from pipelines.mirror import QUIET
-from pipelines.storage import open_storage, remove
+from pipelines.storage.base import remove
+from pipelines.storage.opening import open_storage
+from pipelines.tracking import outbox
+from pipelines.tracking.mirror import QUIET
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -45,7 +46,9 @@ def act(arguments: Namespace) -> int:
     served = uri.startswith("http")
     if not served:
         check_port("lfm ui", HOST, arguments.port)
-    left = subprocess.run([sys.executable, "-m", "pipelines.mirror", storage.uri], stderr=subprocess.PIPE, check=False)
+    left = subprocess.run(
+        [sys.executable, "-m", "pipelines.tracking.mirror", storage.uri], stderr=subprocess.PIPE, check=False
+    )
     if left.returncode:
         last = left.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         print(f"MLflow has not all runs of the store yet. {last}".rstrip(), file=sys.stderr)

@@ -8,7 +8,7 @@ from pipelines.ancestry import results
 from pipelines.commands._output import printed
 from pipelines.commands._planned import known_step
 from pipelines.lineage import find_run, history, states
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 

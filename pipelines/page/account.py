@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.ancestry import Ancestor, ancestry, recorded
 from pipelines.lineage import Event, history, status
-from pipelines.storage import at_once
+from pipelines.storage.base import at_once
 from pipelines.store import Store
 from pipelines.view import measured
 

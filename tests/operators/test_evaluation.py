@@ -14,7 +14,7 @@ from operators.batches import NoLossToken
 from operators.engines.native import Native
 from operators.evaluation import BaseNeeded, digest_of, evaluate, scores
 from operators.language_models import load, load_tokenizer
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 from tests.operators import small
 
 TALK = [

@@ -11,7 +11,7 @@ from lfm.errors import UnknownName
 from lfm.significance import NotComparable
 from operators.artifact import Metrics, Model
 from operators.gating import GateClosed, Requirement, compared, gate
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 
 MODEL = Model("model", "d" * 64, {"method": "Linear"})
 NUMBER = 40

@@ -18,7 +18,7 @@ from operators.artifact import Adapter, Model
 from operators.catalog import Catalog
 from operators.experts import MergeError
 from operators.merging import merge, problems
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.plan import survey
 from pipelines.spec import parsed
 from pipelines.text import Text

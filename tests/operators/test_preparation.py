@@ -11,7 +11,7 @@ import pytest
 from lfm.errors import HyperparameterError, UnknownName
 from operators.artifact import Dataset
 from operators.preparation import is_held_out, prepare
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}", "source": f"module{i % 40}"} for i in range(400)]
 ELSEWHERE = """

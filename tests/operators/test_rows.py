@@ -7,7 +7,7 @@ import pytest
 
 from lfm.errors import UnknownName
 from operators.artifact import Dataset
-from operators.records import DatasetError
+from operators.row_files import DatasetError
 from operators.rows import Form, columns_of, form_of, problems_of, read_rows
 
 HELLO = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]

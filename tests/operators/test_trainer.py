@@ -18,7 +18,7 @@ from operators.resources import ResourcesError
 from operators.trainer import GroupFailed, _as_before, _reason, fit, refused
 from operators.training import Training
 from operators.tuning import tune
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states
 from pipelines.plan import PlanError, plan
 from pipelines.run import run

@@ -6,11 +6,11 @@ import uuid
 
 import pytest
 
-from pipelines import s3
-from pipelines.local_storage import LocalStorage
-from pipelines.mirror import QUIET
-from pipelines.s3_storage import S3Storage
+from pipelines.storage import s3_client
+from pipelines.storage.local import LocalStorage
+from pipelines.storage.s3 import S3Storage
 from pipelines.store import Store
+from pipelines.tracking.mirror import QUIET
 
 os.environ.update(QUIET)  # before anything imports MLflow
 
@@ -59,7 +59,7 @@ def bucket(moto_server, tmp_path, monkeypatch):
     """A new bucket, and a machine that has fetched nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = f"b-{uuid.uuid4().hex}"
-    s3.client().create_bucket(Bucket=name)
+    s3_client.client().create_bucket(Bucket=name)
     return name
 
 
@@ -93,11 +93,11 @@ def hasty_sqlite():
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, hasty_sqlite):
     """An empty database of MLflow's, which takes seconds to make."""
-    from pipelines import tracking
+    from pipelines.tracking import telling
 
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "scratch").mkdir()
-    tracking.prepare(folder / "mlflow.db", folder / "mlflow", folder / "scratch")
+    telling.prepare(folder / "mlflow.db", folder / "mlflow", folder / "scratch")
     return folder / "mlflow.db"
 
 

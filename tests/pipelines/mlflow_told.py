@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from pipelines import mirror, outbox, tracking
-from pipelines.delivery import Delivery
-from pipelines.local_storage import LocalStorage
+from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
+from pipelines.tracking import mirror, outbox, telling
+from pipelines.tracking.delivery import Delivery
 from tests.pipelines.journals import Written
 
 ROOT = Path(mirror.__file__).parent.parent
@@ -49,7 +49,7 @@ class Told:
 
     def client(self, where=None):
         uri = outbox.resolved(where or self.where, self.storage)
-        return tracking.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return telling.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def picture(self, pipeline=None, where=None):
         return picture(self.client(where), pipeline or self.pipeline)

@@ -8,7 +8,7 @@ from operators.catalog import Catalog
 from operators.code import bring
 from pipelines.__main__ import main
 from pipelines.ancestry import UnknownArtifact, ancestry, find_artifact, find_maker, recorded, sources
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal
 from pipelines.plan import plan
 from pipelines.run import run

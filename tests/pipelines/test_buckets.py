@@ -9,9 +9,9 @@ import torch
 from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
 from operators.rows import columns_of
-from pipelines import s3
-from pipelines.inspector import InputChanged, Looks, fetch
+from pipelines.inputs.inspector import InputChanged, Looks, fetch
 from pipelines.plan import InputProblem
+from pipelines.storage import s3_client
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def put(bucket):
 
     def put_(*keys, data=b"data"):
         for key in keys:
-            s3.client().put_object(Bucket=bucket, Key=key, Body=data)
+            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
         return f"s3://{bucket}/{keys[0]}"
 
     return put_
@@ -49,7 +49,7 @@ def test_an_object_and_a_folder_are_fetched_as_they_are(looks, put, bucket):
 
 
 def test_a_plan_sees_headers_and_the_first_rows_and_fetches_nothing_else(looks, put, bucket, monkeypatch):
-    monkeypatch.setattr(s3, "download", None)
+    monkeypatch.setattr(s3_client, "download", None)
     put("m/config.json", data=b"{}")
     put("m/model.safetensors", data=safetensors.torch.save({"a": torch.ones(1 << 20)}))
     model = looks.check(Model(f"s3://{bucket}/m"))
@@ -63,8 +63,8 @@ def test_a_plan_sees_headers_and_the_first_rows_and_fetches_nothing_else(looks, 
 
 def test_what_changes_while_a_plan_looks_is_named(looks, put, monkeypatch):
     uri = put("rows.jsonl", data=b'{"text": "a row"}')
-    listed = s3.listed
-    monkeypatch.setattr(s3, "listed", lambda *asked: (replace(o, etag="other") for o in listed(*asked)))
+    listed = s3_client.listed
+    monkeypatch.setattr(s3_client, "listed", lambda *asked: (replace(o, etag="other") for o in listed(*asked)))
     with pytest.raises(InputProblem, match=r"rows.jsonl' could not be looked at \(.*PreconditionFailed"):
         looks.check(Dataset(uri))
 
@@ -87,13 +87,13 @@ def test_what_changed_after_the_plan_is_not_fetched(looks, put):
 
 def test_what_changes_while_it_is_fetched_is_not_taken(looks, put, monkeypatch):
     pinned = looks.pin(Dataset(put("x.jsonl")))
-    plain = s3.download
+    plain = s3_client.download
 
     def late(bucket, key, to):
         put("x.jsonl", data=b"DATA")
         plain(bucket, key, to)
 
-    monkeypatch.setattr(s3, "download", late)
+    monkeypatch.setattr(s3_client, "download", late)
     with pytest.raises(InputChanged):
         fetch(pinned)
 
@@ -101,7 +101,7 @@ def test_what_changes_while_it_is_fetched_is_not_taken(looks, put, monkeypatch):
 def test_it_is_transferred_once(looks, put, monkeypatch):
     pinned = looks.pin(Dataset(put("x.jsonl")))
     first = fetch(pinned)
-    monkeypatch.setattr(s3, "download", None)
+    monkeypatch.setattr(s3_client, "download", None)
     assert fetch(pinned) == first
 
 

@@ -149,8 +149,7 @@ def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing
             "diamond.yaml:11 step 'c': No operator is called 'nop'. Did you mean 'noop'?",
             "diamond.yaml:12 step 'd': no input or step is called 'bb'. Did you mean 'b'?",
             "diamond.yaml:12 step 'd': noop: size='big', expected an integer.",
-            f"diamond.yaml:13 step 'e': endpoint: 127.0.0.1:{port} is in use, expected a free port. "
-            "Give another one.",
+            f"diamond.yaml:13 step 'e': endpoint: 127.0.0.1:{port} is in use, expected a free port. Give another one.",
             "diamond.yaml:14 step 'f': port=70000, expected 1 <= port <= 65535. Give another one.",
             "diamond.yaml:14 step 'f': a second endpoint beside 'e', expected one in a pipeline. "
             "Serve it in a run of its own.",

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import delivery, outbox, tracking
-from pipelines.delivery import Delivery
-from pipelines.outbox import Entry
+from pipelines.tracking import delivery, outbox, telling
+from pipelines.tracking.delivery import Delivery
+from pipelines.tracking.outbox import Entry
 from tests.pipelines.journals import BASE, BEGAN, TEXT, claim_as
 from tests.pipelines.mlflow_told import Told
 
@@ -193,14 +193,14 @@ class Flaky:
 @pytest.mark.slow
 def test_a_crash_after_any_call_leaves_nothing_twice(told, monkeypatch):
     """The run: one step, which takes data, makes a model, measures and registers; each time under other names."""
-    real, made = tracking.MlflowClient, []
+    real, made = telling.MlflowClient, []
 
     def breaking(after):
         def client(**named):
             made.append(Flaky(real(**named), after))
             return made[-1]
 
-        monkeypatch.setattr(tracking, "MlflowClient", client)
+        monkeypatch.setattr(telling, "MlflowClient", client)
 
     def name(number):
         return f"{told.pipeline}-{number:03}"
@@ -235,7 +235,7 @@ def test_a_crash_after_any_call_leaves_nothing_twice(told, monkeypatch):
         run = small(number)
         assert told.others() == [f"MLflow at {told.where} has not all of run {run.name}: the connection broke"]
         assert list(told.open()) == [run.name]
-        monkeypatch.setattr(tracking, "MlflowClient", real)
+        monkeypatch.setattr(telling, "MlflowClient", real)
         assert (told.others(), told.open()) == ([], {})
         assert shape(run) == wanted, call
 
@@ -244,12 +244,12 @@ def test_an_outage_leaves_the_entry_and_says_so_in_a_clause(told, monkeypatch):
     told.run("one").whole()
     told.run("two").cached()
     told.enter("one", "two")
-    real = tracking.MlflowClient
-    monkeypatch.setattr(tracking, "MlflowClient", lambda **named: Flaky(real(**named), 1))
+    real = telling.MlflowClient
+    monkeypatch.setattr(telling, "MlflowClient", lambda **named: Flaky(real(**named), 1))
     said = "MLflow at {} has not all of run {}: the connection broke"
     assert told.others() == [said.format(told.where, r) for r in ("one", "two")]
     assert list(told.open()) == ["one", "two"]
-    monkeypatch.setattr(tracking, "MlflowClient", real)
+    monkeypatch.setattr(telling, "MlflowClient", real)
     assert told.others() == []
     assert told.open() == {}
     assert told.runs()["two"]["status"] == "FINISHED"
@@ -347,7 +347,7 @@ def test_a_database_is_made_whole_by_whoever_is_first(tmp_path, prepared, monkey
     monkeypatch.setattr(sqlalchemy_store, "SqlAlchemyStore", Instant)
     (tmp_path / "scratch").mkdir()
     for _ in range(2):
-        tracking.prepare(tmp_path / "mlflow.db", tmp_path / "mlflow", tmp_path / "scratch")
+        telling.prepare(tmp_path / "mlflow.db", tmp_path / "mlflow", tmp_path / "scratch")
     assert made == [f"sqlite:///{tmp_path / 'scratch' / 'mlflow.db'}"]
 
 

@@ -13,7 +13,7 @@ from operators.artifact import Dataset
 from operators.code import Code
 from operators.resources import Resources
 from pipelines.execute import Task, execute, memory_of
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import history
 from pipelines.view import measured
 from tests.conftest import NOOP

@@ -2,7 +2,7 @@
 
 import math
 
-from pipelines.experiment import numbers, params, read, stamp
+from pipelines.tracking.experiment import numbers, params, read, stamp
 from tests.pipelines.journals import BASE, BEGAN, TEXT, Written
 
 

@@ -12,7 +12,7 @@ import transformers
 import yaml
 
 from pipelines.__main__ import main
-from pipelines.storage import digest_of
+from pipelines.storage.base import digest_of
 from pipelines.store import Result
 from tests.operators import small
 

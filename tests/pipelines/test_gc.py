@@ -9,14 +9,15 @@ import time
 import psutil
 import pytest
 
-from pipelines import garbage as module, s3
+from pipelines import garbage as module
 from pipelines.__main__ import main
 from pipelines.ancestry import ancestry
 from pipelines.commands.gc import size
 from pipelines.garbage import COMMIT_S, SILENT_S, garbage
 from pipelines.lineage import Event, Journal, runs
 from pipelines.registry import Registry
-from pipelines.storage import owner
+from pipelines.storage import s3_client
+from pipelines.storage.base import owner
 from pipelines.store import Result, canonical
 
 
@@ -212,7 +213,7 @@ def test_what_is_in_quarantine_goes(store):
 def test_scratch_of_dead_processes_goes_and_of_living_ones_stays(store, later):
     mine = store.storage.scratch()
     (mine / "x").write_text("x")
-    code = "import sys; from pipelines.storage import new_scratch; from pathlib import Path\n"
+    code = "import sys; from pipelines.storage.base import new_scratch; from pathlib import Path\n"
     code += "folder = new_scratch(Path(sys.argv[1])); (folder / 'x').write_text('xx'); print(folder)"
     words = [sys.executable, "-c", code, str(store.storage.scratches)]
     dead = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -235,7 +236,7 @@ def test_of_two_results_of_one_digest_the_run_s_own_stays(store):
 
 
 def test_what_was_half_uploaded_stays_until_its_writer_is_silent_for_long(s3_store, bucket, later):
-    s3.client().put_object(Bucket=bucket, Key=f"some/where/artifacts/{'a' * 64}/model.safetensors", Body=b"half")
+    s3_client.client().put_object(Bucket=bucket, Key=f"some/where/artifacts/{'a' * 64}/model.safetensors", Body=b"half")
     later(COMMIT_S + 60)
     assert garbage(s3_store) == []
     later(SILENT_S + 60)
@@ -250,8 +251,8 @@ def test_a_copy_of_what_another_machine_has_deleted_goes(s3_store, bucket):
     digest = s3_store.result(fingerprint("b")).digest
     here = s3_store.storage.copies / "artifacts"
     assert len(list(here.iterdir())) == 2
-    for one in list(s3.listed(bucket, f"some/where/artifacts/{digest}")):
-        s3.client().delete_object(Bucket=bucket, Key=one.key)
+    for one in list(s3_client.listed(bucket, f"some/where/artifacts/{digest}")):
+        s3_client.client().delete_object(Bucket=bucket, Key=one.key)
     collect(s3_store)
     assert [p.name for p in here.iterdir()] == [s3_store.result(fingerprint("a")).digest]
     assert garbage(s3_store) == []

@@ -19,10 +19,11 @@ from huggingface_hub import constants
 from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
 from operators.rows import columns_of
-from pipelines import outlines, storage
-from pipelines.inspector import Looks, fetch
-from pipelines.outlines import FIRST
+from pipelines.inputs import outlines
+from pipelines.inputs.inspector import Looks, fetch
+from pipelines.inputs.outlines import FIRST
 from pipelines.plan import InputProblem
+from pipelines.storage.base import cache
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -186,7 +187,7 @@ def test_a_plan_sees_headers_configs_and_the_first_rows_and_fetches_nothing_else
 
 def test_of_data_whose_rows_only_a_large_file_tells_a_plan_sees_nothing(looks, monkeypatch):
     assert columns_of(looks.check(Dataset("hf://some/array")).path) == ("text",)
-    shutil.rmtree(storage.cache())
+    shutil.rmtree(cache())
     monkeypatch.setattr(outlines, "WHOLE", len(content("rows.json")) - 1)
     assert looks.check(Dataset("hf://some/array")) is None
 

@@ -5,10 +5,10 @@ import os
 import pytest
 
 from operators.artifact import Adapter, Dataset, Model
-from pipelines import inspector
-from pipelines.inspector import Looks
-from pipelines.local_storage import LocalStorage
+from pipelines.inputs import inspector
+from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
+from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 
 

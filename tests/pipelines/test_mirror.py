@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import mirror, outbox
 from pipelines.__main__ import main
 from pipelines.lineage import Event, history
-from pipelines.mirror import Mirrored
+from pipelines.tracking import mirror, outbox
+from pipelines.tracking.mirror import Mirrored
 from tests.pipelines.mlflow_told import ROOT, closed_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own models use it
@@ -89,7 +89,7 @@ def test_a_process_that_was_killed_costs_a_line_and_not_the_run(told, patient, c
 def test_the_process_dies_with_its_driver(told):
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipelines.lineage import Event\n"
-        "from pipelines.local_storage import LocalStorage\nfrom pipelines.mirror import Mirrored\n"
+        "from pipelines.storage.local import LocalStorage\nfrom pipelines.tracking.mirror import Mirrored\n"
         "mirrored = Mirrored(LocalStorage(Path(sys.argv[1])), 'r', 'own')\nmirrored([Event('start', 'a')])\n"
         "print(flush=True)\ninput()\n"
     )

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pipelines import outbox
-from pipelines.outbox import Entry, NoTracking, turn
 from pipelines.store import canonical
+from pipelines.tracking import outbox
+from pipelines.tracking.outbox import Entry, NoTracking, turn
 
 
 def test_an_entry_is_there_until_it_is_closed(either_store):
@@ -48,8 +48,8 @@ def test_a_turn_ends_with_a_failure(store):
 
 def test_a_killed_process_gives_up_its_turn(store):
     code = (
-        "import sys, os\nfrom pathlib import Path\nfrom pipelines.local_storage import LocalStorage\n"
-        "from pipelines.outbox import turn\nwith turn(LocalStorage(Path(sys.argv[1]))) as mine:\n"
+        "import sys, os\nfrom pathlib import Path\nfrom pipelines.storage.local import LocalStorage\n"
+        "from pipelines.tracking.outbox import turn\nwith turn(LocalStorage(Path(sys.argv[1]))) as mine:\n"
         "    print(mine, flush=True)\n    input()\n"
     )
     words = [sys.executable, "-c", code, store.storage.uri]

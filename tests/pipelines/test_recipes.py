@@ -8,7 +8,7 @@ import pytest
 from operators.catalog import Catalog
 from pipelines import files, recipes
 from pipelines.files import RECIPES, opened
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.plan import plan
 from pipelines.spec import trace
 from tests.operators.small import saved

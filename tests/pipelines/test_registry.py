@@ -9,7 +9,7 @@ import pytest
 from lfm.errors import UnknownName
 from operators.registration import BadRegisteredName
 from pipelines.ancestry import find_artifact
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states
 from pipelines.plan import PlanError, plan
 from pipelines.registry import NotStored, Registry, UnknownVersion
@@ -54,7 +54,7 @@ def test_registrations_at_the_same_time_share_no_version_and_make_none_twice(eit
 def test_processes_that_register_at_the_same_time_share_no_version(store):
     digests = [stored(store, str(i)) for i in range(3)]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines.local_storage import LocalStorage\n"
+        "import sys\nfrom pathlib import Path\nfrom pipelines.storage.local import LocalStorage\n"
         "from pipelines.registry import Registry\nregistry = Registry(LocalStorage(Path(sys.argv[1])))\ninput()\n"
         "for d in sys.argv[2:]:\n"
         "    v = registry.register('helper', d, 'model', about={})\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states, status
 from pipelines.plan import PlanError, plan
 from pipelines.run import run
@@ -89,6 +89,8 @@ def test_a_forced_step_runs_although_it_is_stored(project, store, ray_local):
 
 def test_a_step_that_starts_workers_leaves_them_all_cpus(project, store, ray_local, one_ray):
     cpus = int(one_ray.cpus)
+    own = project.folder / "noop.py"
+    own.write_text(own.read_text().replace("@operator()", "@operator(starts_workers=True)"))
     said, _ = start(project, store, ray_local, f"a.resources.workers={cpus}", f"a.params.workers={cpus}")
     assert said == "done"
 

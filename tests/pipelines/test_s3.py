@@ -5,11 +5,11 @@ import json
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.inspector import Looks
+from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states
 from pipelines.plan import plan
 from pipelines.run import run
-from pipelines.storage import open_storage
+from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
 pytestmark = pytest.mark.ray
@@ -50,15 +50,15 @@ def test_a_failure_on_s3_leaves_its_log_there(project, s3_store, ray_local, tmp_
 
 
 def test_the_command_line_takes_s3_as_a_store_and_as_an_input(project, bucket, monkeypatch, capsys):
-    from pipelines import s3
+    from pipelines.storage import s3_client
 
     monkeypatch.chdir(project.folder)
-    s3.client().put_object(Bucket=bucket, Key="data/text.txt", Body=b"text on S3")
+    s3_client.client().put_object(Bucket=bucket, Key="data/text.txt", Body=b"text on S3")
     words = ("diamond.yaml", "--store", f"s3://{bucket}/store", "--set", f"text=s3://{bucket}/data/text.txt", "--json")
     assert main(["plan", *words]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["inputs"]["text"]["uri"] == f"s3://{bucket}/data/text.txt"
     assert {s["state"] for s in planned["steps"].values()} == {"runs"}
-    s3.client().delete_object(Bucket=bucket, Key="data/text.txt")
+    s3_client.client().delete_object(Bucket=bucket, Key="data/text.txt")
     assert main(["plan", *words]) == 2
     assert f"input 'text': 's3://{bucket}/data/text.txt' is not there" in capsys.readouterr().err

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines import processes, s3, s3_storage
-from pipelines.local_storage import LocalStorage
-from pipelines.s3_storage import PART, S3Storage
-from pipelines.storage import DamagedFolder, StorageFailed, UnsupportedStorage, UnusableStore, open_storage, owner
+from pipelines import processes
+from pipelines.storage import s3, s3_client
+from pipelines.storage.base import DamagedFolder, StorageFailed, UnsupportedStorage, UnusableStore, owner
+from pipelines.storage.local import LocalStorage
+from pipelines.storage.opening import open_storage
+from pipelines.storage.s3 import PART, S3Storage
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_an_append_sends_again_only_the_last_part(on_s3, bucket):
     sizes = []
     for _ in range(5):
         on_s3.append("log", b"x" * (PART // 2))
-        sizes.append([o.size for o in s3.listed(bucket, "some/where/log")])
+        sizes.append([o.size for o in s3_client.listed(bucket, "some/where/log")])
     half = PART // 2
     assert sizes == [[half], [2 * half], [2 * half, half], [2 * half, 2 * half], [2 * half, 2 * half, half]]
 
@@ -202,7 +204,7 @@ def test_a_bucket_that_is_not_there_is_refused(on_s3):
 
 def test_an_endpoint_that_does_not_answer_is_refused(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(s3_storage, "PAUSES_S", ())
+    monkeypatch.setattr(s3, "PAUSES_S", ())
     with pytest.raises(StorageFailed, match="could not connect to the endpoint URL"):
         open_storage("s3://bucket/x")
 
@@ -219,7 +221,7 @@ def test_an_answer_that_got_lost_is_settled_by_what_is_there(on_s3, monkeypatch,
     from botocore.exceptions import ConnectionClosedError
 
     calls = []
-    once = s3.client(retries=1)
+    once = s3_client.client(retries=1)
 
     class Losing:
         def put_object(self, **arguments):
@@ -229,9 +231,9 @@ def test_an_answer_that_got_lost_is_settled_by_what_is_there(on_s3, monkeypatch,
             if len(calls) == 1:
                 raise ConnectionClosedError(endpoint_url="there")
 
-    plain = s3.client
-    monkeypatch.setattr(s3, "client", lambda *, retries=5: Losing() if retries == 1 else plain(retries=retries))
-    monkeypatch.setattr(s3_storage, "PAUSES_S", (0.0,))
+    plain = s3_client.client
+    monkeypatch.setattr(s3_client, "client", lambda *, retries=5: Losing() if retries == 1 else plain(retries=retries))
+    monkeypatch.setattr(s3, "PAUSES_S", (0.0,))
     assert on_s3.put_if_absent("k", b"mine")
     assert len(calls) == 2
     assert on_s3.read("k") == b"mine"
@@ -252,13 +254,13 @@ def elsewhere(storage, monkeypatch, tmp_path):
     """The same storage as another machine sees it, and what that machine fetches."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     fetched = []
-    plain = s3.download
+    plain = s3_client.download
 
     def counted(bucket, key, to):
         fetched.append(key.rpartition("/")[2])
         plain(bucket, key, to)
 
-    monkeypatch.setattr(s3, "download", counted)
+    monkeypatch.setattr(s3_client, "download", counted)
     return open_storage(storage.uri), fetched
 
 
@@ -286,9 +288,9 @@ def test_a_folder_damaged_on_s3_is_not_fetched(on_s3, bucket, monkeypatch, tmp_p
     on_s3.adopt(folder_of(on_s3, a="1", b="2"), "x")
     there, _ = elsewhere(on_s3, monkeypatch, tmp_path)
     if how == "gone":
-        s3.client().delete_object(Bucket=bucket, Key="some/where/x/b")
+        s3_client.client().delete_object(Bucket=bucket, Key="some/where/x/b")
     else:
-        s3.client().put_object(Bucket=bucket, Key="some/where/x/b", Body=b"3")
+        s3_client.client().put_object(Bucket=bucket, Key="some/where/x/b", Body=b"3")
     with pytest.raises(DamagedFolder, match=r"some/where/x: 'b' is not what the manifest says"):
         there.fetch("x")
     assert not (there.copies / "x").exists()
@@ -296,7 +298,7 @@ def test_a_folder_damaged_on_s3_is_not_fetched(on_s3, bucket, monkeypatch, tmp_p
 
 def test_a_folder_is_not_there_before_its_manifest(on_s3, bucket, monkeypatch):
     """A writer that dies in the middle leaves files, which the next one writes again."""
-    plain = s3.client()
+    plain = s3_client.client()
     seen = []
 
     class Dying:
@@ -309,7 +311,7 @@ def test_a_folder_is_not_there_before_its_manifest(on_s3, bucket, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(s3, "client", lambda **options: Dying())
+        dying.setattr(s3_client, "client", lambda **options: Dying())
         with pytest.raises(KeyboardInterrupt):
             on_s3.adopt(folder_of(on_s3, a="1"), "x")
     assert seen == ["some/where/x/a"]

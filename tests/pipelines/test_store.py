@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from operators.artifact import Dataset
-from pipelines import s3
+from pipelines.storage import s3_client
 from pipelines.store import MissingArtifact, Result, UnsafeArtifact
 
 
@@ -24,10 +24,10 @@ def damage(store, digest, how):
     """Change a file behind the store's back."""
     key = f"artifacts/{digest}/data.txt"
     if store.storage.uri.startswith("s3://"):
-        bucket, prefix = s3.split(store.storage.uri)
-        s3.client().delete_object(Bucket=bucket, Key=f"{prefix}/{key}")
+        bucket, prefix = s3_client.split(store.storage.uri)
+        s3_client.client().delete_object(Bucket=bucket, Key=f"{prefix}/{key}")
         if how != "gone":
-            s3.client().put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=how.encode())
+            s3_client.client().put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=how.encode())
         return
     path = store.storage.root / key
     path.unlink()
@@ -91,7 +91,7 @@ def test_a_byte_that_flipped_is_seen_where_bytes_are_looked_at(store, tmp_path, 
 def test_a_hit_is_looked_at_without_fetching_it(s3_store, tmp_path, monkeypatch):
     digest = made(s3_store)
     s3_store.commit(Result(fingerprint="f", kind="dataset", digest=digest))
-    monkeypatch.setattr(s3, "download", None)
+    monkeypatch.setattr(s3_client, "download", None)
     monkeypatch.setattr(type(s3_store.storage), "fetch", None)
     assert s3_store.hit("f").digest == digest
 

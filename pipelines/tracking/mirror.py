@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import outbox
 from pipelines.lineage import Event
-from pipelines.storage import Storage, open_storage
+from pipelines.storage.base import Storage
+from pipelines.storage.opening import open_storage
+from pipelines.tracking import outbox
 
 GRACE_S = 10.0  # what a run waits for at its end; what takes longer stays in the outbox
 LATE_S = 2.0  # what its process has then to say so
@@ -59,7 +60,7 @@ class Mirrored:
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.mirror", self.storage.uri, self.run, self.where],
+                [sys.executable, "-m", "pipelines.tracking.mirror", self.storage.uri, self.run, self.where],
                 stdin=subprocess.PIPE,  # closed when this process dies, and then that one does
                 stdout=subprocess.PIPE,
                 stderr=self._noise,
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update({**QUIET, **os.environ})
     storage = open_storage(arguments[0])
     if len(arguments) == 1:
-        from pipelines.delivery import Delivery
+        from pipelines.tracking.delivery import Delivery
 
         delivery = Delivery(storage)
         if "://" not in storage.uri:
@@ -107,8 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(19)
     ended, told = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(ended, told), daemon=True).start()
-    from pipelines.delivery import Delivery, reason
-    from pipelines.tracking import FAILURES
+    from pipelines.tracking.delivery import Delivery, reason
+    from pipelines.tracking.telling import FAILURES
 
     delivery = Delivery(storage)
     try:

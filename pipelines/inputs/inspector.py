@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
-from pipelines import buckets, hub
 from pipelines.ancestry import find_artifact
-from pipelines.model_files import damaged, lacking
+from pipelines.inputs import buckets, hub
+from pipelines.inputs.model_files import damaged, lacking
 from pipelines.plan import InputProblem
-from pipelines.storage import digest_of
+from pipelines.storage.base import digest_of
 from pipelines.store import Store
 
 STORED = "lfm://"

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from operators.artifact import Artifact, Dataset
-from pipelines.model_files import headed, lacking, needed
-from pipelines.outlines import outline
+from pipelines.inputs.model_files import headed, lacking, needed
+from pipelines.inputs.outlines import outline
 from pipelines.plan import InputProblem
 
 SCHEME = "hf://"

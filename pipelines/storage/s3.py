@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import s3
-from pipelines.storage import (
+from pipelines.storage import s3_client
+from pipelines.storage.base import (
     MANIFEST,
     DamagedFolder,
     Entry,
@@ -38,12 +38,12 @@ class S3Storage:
     """A location on S3 or on what speaks its protocol."""
 
     def __init__(self, uri: str) -> None:
-        self.bucket, self.prefix = s3.split(uri)
+        self.bucket, self.prefix = s3_client.split(uri)
         if not self.bucket:
             raise UnsupportedStorage(uri)
         self.uri = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self._below = f"{self.prefix}/" if self.prefix else ""
-        place = hashlib.sha256(f"{s3.endpoint()} {self.uri}".encode()).hexdigest()
+        place = hashlib.sha256(f"{s3_client.endpoint()} {self.uri}".encode()).hexdigest()
         self.copies: Path = cache() / "s3" / f"{self.bucket}-{place[:12]}"
         self._tails: dict[str, tuple[int, bytes]] = {}
         self._check()
@@ -79,8 +79,8 @@ class S3Storage:
     def folders(self, prefix: str) -> tuple[str, ...]:
         """See `Storage`."""
         base = f"{self._below}{prefix}/" if prefix else self._below
-        with s3.answered(f"{self.uri}/{prefix}"):
-            pages = s3.client().get_paginator("list_objects_v2")
+        with s3_client.answered(f"{self.uri}/{prefix}"):
+            pages = s3_client.client().get_paginator("list_objects_v2")
             found = [
                 one["Prefix"].removeprefix(base).rstrip("/")
                 for page in pages.paginate(Bucket=self.bucket, Prefix=base, Delimiter="/")
@@ -96,12 +96,12 @@ class S3Storage:
         """See `Storage`."""
         from botocore.exceptions import ClientError
 
-        with s3.answered(f"{self.uri}/{key}"):
+        with s3_client.answered(f"{self.uri}/{key}"):
             try:
-                found = s3.client().get_object(Bucket=self.bucket, Key=self._below + key)
+                found = s3_client.client().get_object(Bucket=self.bucket, Key=self._below + key)
                 there = found["Body"].read()
             except ClientError as error:
-                if s3.code(error) == "NoSuchKey":
+                if s3_client.code(error) == "NoSuchKey":
                     return False
                 raise
         return there == old and self._put(key, data, IfMatch=found["ETag"])
@@ -114,13 +114,13 @@ class S3Storage:
         names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
         def send(name: str) -> None:
-            with s3.answered(f"{self.uri}/{key}/{name}"):
-                s3.client().upload_file(str(folder / name), self.bucket, f"{self._below}{key}/{name}")
+            with s3_client.answered(f"{self.uri}/{key}/{name}"):
+                s3_client.client().upload_file(str(folder / name), self.bucket, f"{self._below}{key}/{name}")
 
         at_once(send, [n for n in names if n != MANIFEST])
         if not self.put_if_absent(f"{key}/{MANIFEST}", manifest):
             return False
-        with s3.answered(f"cache {str(self.copies)!r}"), self._alone(key):
+        with s3_client.answered(f"cache {str(self.copies)!r}"), self._alone(key):
             self._settle(folder, key)
         return True
 
@@ -147,8 +147,8 @@ class S3Storage:
 
         def copy(name: str) -> None:
             source = {"Bucket": self.bucket, "Key": self._below + name}
-            with s3.answered(f"{self.uri}/{name}"):
-                s3.client().copy(source, self.bucket, f"{self._below}{to}{name.removeprefix(key)}")
+            with s3_client.answered(f"{self.uri}/{name}"):
+                s3_client.client().copy(source, self.bucket, f"{self._below}{to}{name.removeprefix(key)}")
 
         at_once(copy, names)
         self._delete(key, names)
@@ -161,8 +161,8 @@ class S3Storage:
         """See `Storage`: the last object is sent again with what is new, until it is large enough to stay."""
         number, tail = self._tails.get(key) or self._tail(key)
         tail += data
-        with s3.answered(f"{self.uri}/{key}"):
-            s3.client().put_object(Bucket=self.bucket, Key=self._below + _part(key, number), Body=tail)
+        with s3_client.answered(f"{self.uri}/{key}"):
+            s3_client.client().put_object(Bucket=self.bucket, Key=self._below + _part(key, number), Body=tail)
         self._tails[key] = (number + 1, b"") if len(tail) >= PART else (number, tail)
 
     def scratch(self) -> Path:
@@ -171,21 +171,21 @@ class S3Storage:
 
     def _check(self) -> None:
         """Write a mark twice: what lets the second pass would let two drivers into one run."""
-        if _checked.get(self.uri) == s3.endpoint():
+        if _checked.get(self.uri) == s3_client.endpoint():
             return
         data = json.dumps({"format": 1}).encode()
         if self.put_if_absent(MARK, data) and self.put_if_absent(MARK, data):
             raise StorageFailed(f"store {self.uri!r}", "writes over what is there despite If-None-Match")
-        _checked[self.uri] = s3.endpoint()
+        _checked[self.uri] = s3_client.endpoint()
 
     def _get(self, key: str) -> bytes | None:
         from botocore.exceptions import ClientError
 
-        with s3.answered(f"{self.uri}/{key}"):
+        with s3_client.answered(f"{self.uri}/{key}"):
             try:
-                data: bytes = s3.client().get_object(Bucket=self.bucket, Key=self._below + key)["Body"].read()
+                data: bytes = s3_client.client().get_object(Bucket=self.bucket, Key=self._below + key)["Body"].read()
             except ClientError as error:
-                if s3.code(error) == "NoSuchKey":
+                if s3_client.code(error) == "NoSuchKey":
                     return None
                 raise
         return data
@@ -195,15 +195,15 @@ class S3Storage:
         from botocore.exceptions import ClientError, HTTPClientError
 
         lost = False
-        with s3.answered(f"{self.uri}/{key}"):
+        with s3_client.answered(f"{self.uri}/{key}"):
             for pause in (*PAUSES_S, None):
                 try:
-                    once = s3.client(retries=1)
+                    once = s3_client.client(retries=1)
                     once.put_object(Bucket=self.bucket, Key=self._below + key, Body=data, **condition)
                     return True
                 except ClientError as error:
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                    if s3.code(error) in ("PreconditionFailed", "NoSuchKey"):
+                    if s3_client.code(error) in ("PreconditionFailed", "NoSuchKey"):
                         return lost and self._get(key) == data
                     if pause is None or (status < 500 and status != 409):  # 409: another write was under way
                         raise
@@ -215,26 +215,26 @@ class S3Storage:
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _objects(self, prefix: str) -> Iterator[s3.Object]:
-        return s3.listed(self.bucket, self._below + prefix)
+    def _objects(self, prefix: str) -> Iterator[s3_client.Object]:
+        return s3_client.listed(self.bucket, self._below + prefix)
 
     def _parts(self, key: str) -> tuple[str, ...]:
         """Every object that a key or folder consists of, the manifest first."""
         names = [
             one.key.removeprefix(self._below) for prefix in (f"{key}/", f"{key}~") for one in self._objects(prefix)
         ]
-        if s3.tag(self.bucket, self._below + key):
+        if s3_client.tag(self.bucket, self._below + key):
             names.append(key)
         return tuple(sorted(names, key=lambda n: (n != f"{key}/{MANIFEST}", n)))
 
     def _delete(self, key: str, names: Sequence[str]) -> None:
         objects = [{"Key": self._below + n} for n in names]
-        with s3.answered(f"{self.uri}/{key}"):
+        with s3_client.answered(f"{self.uri}/{key}"):
             for one in objects[:1]:  # alone, so that a folder is gone before it is incomplete
-                s3.client().delete_object(Bucket=self.bucket, **one)
+                s3_client.client().delete_object(Bucket=self.bucket, **one)
             for first in range(1, len(objects), 1000):
                 rest = {"Objects": objects[first : first + 1000], "Quiet": True}
-                for failed in s3.client().delete_objects(Bucket=self.bucket, Delete=rest).get("Errors", ()):
+                for failed in s3_client.client().delete_objects(Bucket=self.bucket, Delete=rest).get("Errors", ()):
                     raise StorageFailed(f"s3://{self.bucket}/{failed['Key']}", failed["Code"])
         self._tails.pop(key, None)
         remove(self.copies / key)
@@ -270,7 +270,7 @@ class S3Storage:
         names = [o.key.removeprefix(f"{self._below}{key}/") for o in self._objects(f"{key}/")]
 
         def get(name: str) -> None:
-            s3.download(self.bucket, f"{self._below}{key}/{name}", folder / name)
+            s3_client.download(self.bucket, f"{self._below}{key}/{name}", folder / name)
 
         at_once(get, [n for n in names if n != MANIFEST])
         (folder / MANIFEST).write_bytes(manifest)

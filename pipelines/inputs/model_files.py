@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from operators.artifact import Adapter, Artifact, Model
-from operators.records import may_hold_rows
+from operators.row_files import may_hold_rows
 
 STEMS = {Model: "model", Adapter: "adapter_model"}
 CONFIGS = {Model: ("config.json", "lfm.json"), Adapter: ("adapter_config.json",)}

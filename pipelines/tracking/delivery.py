@@ -4,12 +4,12 @@ import sys
 import threading
 import time
 
-from pipelines import outbox
-from pipelines.experiment import Experiment, read, stamp
 from pipelines.lineage import driver
-from pipelines.outbox import Entry
-from pipelines.storage import Storage, remove
-from pipelines.tracking import FAILURES, Tracking, prepare
+from pipelines.storage.base import Storage, remove
+from pipelines.tracking import outbox
+from pipelines.tracking.experiment import Experiment, read, stamp
+from pipelines.tracking.outbox import Entry
+from pipelines.tracking.telling import FAILURES, Tracking, prepare
 
 POLL_S = 1.0
 PATIENCE = 10  # times what telling took, before the journal is read again: a tenth of one core

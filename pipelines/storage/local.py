@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.storage import Entry, named, new_scratch, own_name, remove
+from pipelines.storage.base import Entry, named, new_scratch, own_name, remove
 
 
 class LocalStorage:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from lfm.errors import LfmError
 from pipelines import processes
-from pipelines.storage import Storage
+from pipelines.storage.base import Storage
 from pipelines.store import canonical
 
 OWN, NONE = "own", "none"

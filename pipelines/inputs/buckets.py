@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from operators.artifact import Artifact
-from pipelines import s3
-from pipelines.model_files import headed, lacking, needed
-from pipelines.outlines import outline
+from pipelines.inputs.model_files import headed, lacking, needed
+from pipelines.inputs.outlines import outline
 from pipelines.plan import InputProblem
-from pipelines.storage import StorageFailed, at_once, cache, remove
+from pipelines.storage import s3_client
+from pipelines.storage.base import StorageFailed, at_once, cache, remove
 
 SCHEME = "s3://"
 
@@ -36,12 +36,12 @@ def check(artifact: A) -> A | None:
     problem = lacking(type(artifact), list(found))
     if problem is not None:
         raise InputProblem(artifact.uri, *problem)
-    bucket, key = s3.split(artifact.uri)
+    bucket, key = s3_client.split(artifact.uri)
     alone = _name(artifact.uri) if "" in found else ""
     objects = {alone: found[""]} if alone else {n: found[n] for n in headed(type(artifact), list(found))}
 
     def part(name: str, start: int, stop: int) -> bytes:
-        return s3.part(bucket, objects[name], start, stop)
+        return s3_client.part(bucket, objects[name], start, stop)
 
     with _looking(artifact):
         name = f"s3/{bucket}/{key}@{_digest(objects)[:12]}"
@@ -68,17 +68,17 @@ def fetch(artifact: A) -> A | None:
     return replace(artifact, uri=str(target / _name(artifact.uri) if "" in found else target))
 
 
-def _downloaded(uri: str, found: Mapping[str, s3.Object], target: Path) -> bool:
+def _downloaded(uri: str, found: Mapping[str, s3_client.Object], target: Path) -> bool:
     """Whether all objects were still the same when they had come; then they lie at `target`."""
-    bucket, _ = s3.split(uri)
+    bucket, _ = s3_client.split(uri)
     folder = target.with_name(uuid.uuid4().hex)
 
     def get(name: str) -> bool:
         one = found[name]
         path = folder / (name or _name(uri))
-        s3.download(bucket, one.key, path)
+        s3_client.download(bucket, one.key, path)
         path.chmod(0o444)
-        return s3.tag(bucket, one.key) == one.etag
+        return s3_client.tag(bucket, one.key) == one.etag
 
     try:
         same = all(at_once(get, found))
@@ -89,11 +89,11 @@ def _downloaded(uri: str, found: Mapping[str, s3.Object], target: Path) -> bool:
     return same
 
 
-def _objects(artifact: Artifact) -> dict[str, s3.Object]:
+def _objects(artifact: Artifact) -> dict[str, s3_client.Object]:
     """What is there, by name below the folder; a single object has the empty name."""
-    bucket, key = s3.split(artifact.uri)
+    bucket, key = s3_client.split(artifact.uri)
     with _looking(artifact):
-        found = {o.key: o for o in s3.listed(bucket, key)}
+        found = {o.key: o for o in s3_client.listed(bucket, key)}
     if key in found:
         return {"": found[key]}
     start = f"{key}/" if key else ""
@@ -110,12 +110,12 @@ def _looking(artifact: Artifact) -> Iterator[None]:
         raise InputProblem(artifact.uri, f"could not be looked at ({error.what})", fix) from error
 
 
-def _wanted(artifact: Artifact) -> dict[str, s3.Object]:
+def _wanted(artifact: Artifact) -> dict[str, s3_client.Object]:
     found = _objects(artifact)
     return found if "" in found else {n: found[n] for n in needed(type(artifact), list(found))}
 
 
-def _digest(found: Mapping[str, s3.Object]) -> str:
+def _digest(found: Mapping[str, s3_client.Object]) -> str:
     lines = "".join(f"{found[n].etag} {found[n].size} {n}\n" for n in sorted(found))
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from operators.artifact import Adapter, Model, kind_of
 from pipelines.lineage import Event, history, states, status
-from pipelines.outbox import Stamp
 from pipelines.registry import Registry, Version
 from pipelines.spec import names_in
-from pipelines.storage import Storage
+from pipelines.storage.base import Storage
+from pipelines.tracking.outbox import Stamp
 from pipelines.view import measured
 
 STATUS = {"running": "RUNNING", "serving": "FINISHED", "done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}

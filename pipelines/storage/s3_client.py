@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage import StorageFailed
+from pipelines.storage.base import StorageFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from operators.records import JSON, PARQUET
-from pipelines.storage import at_once, cache, remove
+from operators.row_files import JSON, PARQUET
+from pipelines.storage.base import at_once, cache, remove
 
 Read = Callable[[str, int, int], bytes]
 """The bytes of a file, by its name, from one place up to before another."""

@@ -129,27 +129,6 @@ class Storage(Protocol):
         """A new empty local folder of this process, from which `adopt` moves."""
 
 
-def open_storage(uri: str) -> Storage:
-    """The storage behind a location.
-
-    Raises:
-        UnsupportedStorage: The scheme cannot write conditionally here.
-        UnusableStore: It cannot be written to.
-    """
-    try:
-        if uri.startswith("s3://"):
-            from pipelines.s3_storage import S3Storage
-
-            return S3Storage(uri)
-        if "://" in uri:
-            raise UnsupportedStorage(uri)
-        from pipelines.local_storage import LocalStorage
-
-        return LocalStorage(Path(uri))
-    except StorageFailed as error:
-        raise UnusableStore(error.where, error.what) from error
-
-
 def own_name() -> str:
     """A name for a scratch file or folder that nobody else gives, and that says whose it is."""
     me = processes.this()

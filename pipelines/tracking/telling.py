@@ -28,7 +28,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.experiment import MODELS, Child, Experiment, Registered, Thing
+from pipelines.tracking.experiment import MODELS, Child, Experiment, Registered, Thing
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
 """What an MLflow that is down, full or broken raises."""
