@@ -10,6 +10,7 @@ from lfm.errors import UnknownName
 from operators.artifact import Metrics, kind_of
 from operators.catalog import Catalog
 from pipelines.ancestry import Ancestor, ancestor_line, results, sources
+from pipelines.findings import MEASURES, cells, evaluation
 from pipelines.inputs import hub
 from pipelines.store import Result, Store
 
@@ -20,7 +21,6 @@ tokenizer = AutoTokenizer.from_pretrained(".")"""
 ADAPTED = """from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
-SHOWN = ("loss", "perplexity", "exact_match", "chrf")
 
 
 def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "") -> str:
@@ -118,12 +118,10 @@ def _measured(store: Store, found: Sequence[Ancestor]) -> Iterator[str]:
         return any(role == "model" and one["digest"] == digest for role, one, _ in sources(step))
 
     steps = [r for r in results(store) if r.kind == kind_of(Metrics) and of_it(r)]
-    rows = [(step.step, name, values) for step in steps for name, values in step.about.get("sets", {}).items()]
+    rows = [[step.step, *cells(one)] for step in steps for one in evaluation(step.about)]
     if rows:
-        yield f"| step | on | documents | {' | '.join(SHOWN)} |\n|{' --- |' * (len(SHOWN) + 3)}"
-        for step_name, name, values in rows:
-            cells = [f"{values[c]:.4g}" if c in values else "" for c in SHOWN]
-            yield f"| {step_name} | {name} | {values.get('documents', '')} | {' | '.join(cells)} |"
+        yield f"| step | on | documents | {' | '.join(MEASURES)} |\n|{' --- |' * (len(MEASURES) + 3)}"
+        yield from (f"| {' | '.join(row)} |" for row in rows)
     noted = [one for a in found if a.digest == digest and a.made_by for one in a.made_by.about.get("gate", ())]
     said = dict.fromkeys(one["said"] for one in noted)
     if said:

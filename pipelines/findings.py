@@ -1,6 +1,6 @@
-"""States -> what a run found: evaluations, comparisons, endpoints."""
+"""What steps noted -> what was found: evaluations, comparisons, endpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,25 +8,43 @@ from rich.table import Table
 
 from pipelines.lineage import StepState
 
+MEASURES: Mapping[str, Callable[[Iterable[float]], float]] = {
+    "loss": min,
+    "perplexity": min,
+    "exact_match": max,
+    "chrf": max,
+}
+"""The measures of an evaluation that come first, and which of several values is the best one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What one step measured on one held-out set."""
+    """What an evaluation measured on one held-out set."""
 
-    step: str
     on: str
     documents: int
     values: Mapping[str, float]
 
 
-def measurements(states: Mapping[str, StepState]) -> list[Measured]:
-    """Every evaluation of a run, in the order of its steps."""
-    found = []
-    for step, about in _abouts(states):
-        for name, values in about.get("sets", {}).items():
-            plain = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "documents"}
-            found.append(Measured(step=step, on=name, documents=int(values["documents"]), values=plain))
-    return found
+def evaluation(about: Mapping[str, Any]) -> list[Measured]:
+    """What a step noted about its evaluation, set by set; nothing where it was none."""
+    sets = about.get("sets")
+    if not isinstance(sets, Mapping):
+        return []
+    return [
+        Measured(
+            on=name,
+            documents=int(values["documents"]),
+            values={k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "documents"},
+        )
+        for name, values in sets.items()
+        if isinstance(values, Mapping)
+    ]
+
+
+def measurements(states: Mapping[str, StepState]) -> list[tuple[str, Measured]]:
+    """Every evaluation of a run with its step, in the order of the steps."""
+    return [(step, one) for step, about in _abouts(states) for one in evaluation(about)]
 
 
 def comparisons(states: Mapping[str, StepState]) -> list[Mapping[str, Any]]:
@@ -46,13 +64,17 @@ def _abouts(states: Mapping[str, StepState]) -> Iterator[tuple[str, Mapping[str,
             yield step, state.data["about"]
 
 
-def measured_table(found: list[Measured]) -> Table:
+def measured_table(found: Iterable[tuple[str, Measured]]) -> Table:
     """Evaluations as rows."""
-    columns = ("loss", "perplexity", "exact_match", "chrf")
     made = Table("measured", "on", box=None, pad_edge=False, header_style="bold")
-    for name in ("documents", *columns):
+    for name in ("documents", *MEASURES):
         made.add_column(name.replace("_", " "), justify="right")
-    for one in found:
-        cells = [f"{one.values[c]:.4g}" if c in one.values else "" for c in columns]
-        made.add_row(one.step, one.on, str(one.documents), *cells)
+    for step, one in found:
+        made.add_row(step, *cells(one))
     return made
+
+
+def cells(one: Measured) -> list[str]:
+    """An evaluation as a table has it: the set, its documents, and each of `MEASURES` that there is."""
+    values = [f"{one.values[m]:.4g}" if m in one.values else "" for m in MEASURES]
+    return [one.on, str(one.documents), *values]

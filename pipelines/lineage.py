@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -152,9 +152,41 @@ def new_run(pipeline: str) -> str:
     return f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03}-{pipeline}-{os.urandom(4).hex()}"
 
 
+def by_driver(events: Iterable[Event]) -> list[list[Event]]:
+    """The events of each driver: a ``started`` event and what follows."""
+    drivers: list[list[Event]] = []
+    for event in events:
+        if event.kind == "started":
+            drivers.append([])
+        drivers[-1].append(event)
+    return drivers
+
+
+def worked(events: Iterable[Event], now: float = 0.0) -> float:
+    """Seconds in which drivers worked: the time that endpoints were up after that is no work.
+
+    Args:
+        events: Of one run.
+        now: The time, where the run is being driven.
+    """
+    drivers, seconds = by_driver(events), 0.0
+    for own in drivers:
+        ended = now if now and own is drivers[-1] else own[-1].time
+        seconds += next((e.time for e in own if e.kind == "serving"), ended) - own[0].time
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepState:
-    """What became of a step."""
+    """What became of a step.
+
+    Attributes:
+        state: ``waiting``, ``running``, ``done``, ``reused``, ``failed``, or ``interrupted``: its driver ended first.
+        attempts: How often it was started.
+        began: When its last attempt began, or when it was reused.
+        ended: When that ended; of one that was interrupted, when its driver was heard of last.
+        data: What the events noted.
+    """
 
     state: str = "waiting"
     attempts: int = 0
@@ -169,9 +201,15 @@ STATES = {"start": "running", "reuse": "reused", "commit": "done", "fail": "fail
 def states(events: Iterable[Event], steps: Iterable[str]) -> dict[str, StepState]:
     """Each step's state after `events`."""
     found = {s: StepState() for s in steps}
+    heard = 0.0
     for event in events:
         old = found.get(event.step)
-        if old is not None and event.kind in STATES:
+        if event.kind in ("started", "finished"):  # whatever still ran ended with its driver
+            ended = event.time if event.kind == "finished" else heard
+            found = {n: interrupted(s, ended) for n, s in found.items()}
+        elif old is not None and event.kind == "reuse" and old.state == "done":  # by an earlier driver of this run
+            found[event.step] = replace(old, data={**old.data, **event.data})
+        elif old is not None and event.kind in STATES:
             found[event.step] = StepState(
                 state=STATES[event.kind],
                 attempts=old.attempts + (event.kind == "start"),
@@ -179,7 +217,13 @@ def states(events: Iterable[Event], steps: Iterable[str]) -> dict[str, StepState
                 ended=event.time if event.kind != "start" else 0.0,
                 data={**old.data, **event.data},
             )
+        heard = event.time
     return found
+
+
+def interrupted(step: StepState, ended: float) -> StepState:
+    """What becomes of a step when nobody drives its run any more."""
+    return replace(step, state="interrupted", ended=ended) if step.state == "running" else step
 
 
 def status(storage: Storage, run: str, events: Sequence[Event]) -> str:

@@ -105,7 +105,14 @@ def table(rows: Mapping[str, tuple[str, ...]]) -> Table:
     return made
 
 
-STYLES = {"running": "cyan", "done": "green", "reused": "green", "failed": "red", "waiting": "dim"}
+STYLES = {
+    "running": "cyan",
+    "done": "green",
+    "reused": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "waiting": "dim",
+}
 
 
 def row(step: str, state: StepState, storage: Storage, now: float) -> tuple[str, ...]:

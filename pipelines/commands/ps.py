@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.commands._output import printed, shown
-from pipelines.lineage import history, runs, states, status
+from pipelines.lineage import history, runs, states, status, worked
 from pipelines.storage.opening import open_storage
 from pipelines.view import seconds
 
@@ -20,14 +20,23 @@ def act(arguments: Namespace) -> int:
         events = history(storage, name)
         now = states(events, events[0].data["steps"])
         finished = sum(s.state in ("done", "reused") for s in now.values())
-        found.append({"run": name, "status": status(storage, name, events), "began": events[0].time,
-                      "ended": events[-1].time, "steps": len(now), "finished": finished})  # fmt: skip
+        found.append(
+            {
+                "run": name,
+                "status": status(storage, name, events),
+                "began": events[0].time,
+                "ended": events[-1].time,
+                "seconds": worked(events),
+                "steps": len(now),
+                "finished": finished,
+            }
+        )
     if arguments.json:
         return printed(found)
     rows = Table("run", "status", "began", "took", "steps", box=None, pad_edge=False, header_style="bold")
     for one in found:
         began = f"{datetime.fromtimestamp(one['began']):%Y-%m-%d %H:%M}"
-        took = seconds(one["ended"] - one["began"])
+        took = seconds(one["seconds"])
         rows.add_row(one["run"], one["status"], began, took, f"{one['finished']}/{one['steps']}")
     shown(rows)
     return 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.ancestry import Ancestor, ancestry, recorded
-from pipelines.lineage import Event, history, status
+from pipelines.lineage import Event, by_driver, history, status
 from pipelines.storage.base import at_once
 from pipelines.store import Store
 from pipelines.view import measured
@@ -113,7 +113,7 @@ def account(store: Store, run: str, *, now: float) -> Account:
     events = history(store.storage, run)
     said = status(store.storage, run, events)
     live = said in ("running", "serving")
-    drivers = _by_driver(events)
+    drivers = by_driver(events)
     started = drivers[-1][0].data
     logs = [e.data["log"] for e in events if e.kind == "start"]
     reports = dict(zip(logs, at_once(lambda log: measured(store.storage, log), logs), strict=True))
@@ -147,16 +147,6 @@ def in_order(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
 
 def _ancestors(store: Store, run: str, step: Step) -> list[Ancestor]:
     return ancestry(store, step.made["digest"], recorded(store.storage, run)[step.name])
-
-
-def _by_driver(events: Iterable[Event]) -> list[list[Event]]:
-    """The events of each driver: a ``started`` event and what follows."""
-    drivers: list[list[Event]] = []
-    for event in events:
-        if event.kind == "started":
-            drivers.append([])
-        drivers[-1].append(event)
-    return drivers
 
 
 def _attempts(

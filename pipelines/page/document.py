@@ -147,7 +147,8 @@ SECTIONS: dict[str, Callable[[Account], Markup | None]] = {
     "Gate": gates,
     "Registered and served": delivered,
     "Timeline": timeline,
-    "Curves": lambda account: curves(tuple(account.steps.values())),
+    # What a gate measures from one requirement to the next is no curve: it has its own part.
+    "Curves": lambda account: curves([s for s in account.steps.values() if s.planned["operator"] != "gate"]),
     "Steps": details,
     "Ancestry": ancestors,
 }

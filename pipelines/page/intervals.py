@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.findings import MEASURES
 from pipelines.page.account import Account, Step
 from pipelines.page.curves import plain
 from pipelines.page.markup import Markup, element
 from pipelines.page.scales import Scale, alike, tick_texts, ticks
-
-LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +87,7 @@ def _group(measure: str, compared: Sequence[Comparison]) -> Markup:
     across = Scale(low - margin, high + margin, 0.0, 100.0)
     marks = ticks(across.low, across.high, 5)
     written = alike([v for c in compared for v in (c.mean, c.low, c.high)])
-    down = measure in LOWER_IS_BETTER
+    down = MEASURES.get(measure) is min
     texts = zip(marks, tick_texts(marks), strict=True)
     axis = [element("span", text, style=f"left:{across.at(t):.2f}%") for t, text in texts]
     better = "← better when lower" if down else "better when higher →"

@@ -2,25 +2,20 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pipelines.findings import MEASURES, Measured, evaluation
 from pipelines.page.account import Account, Step
 from pipelines.page.curves import plain
 from pipelines.page.markup import Markup, element
 from pipelines.page.scales import alike, brief
 
-BETTER = {"loss": min, "perplexity": min, "exact_match": max, "chrf": max}
-"""The measures of an evaluation that come first, and which of two values is the better one."""
-
-Values = Mapping[str, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one step measured: for each set its values."""
+    """What one step measured, set by set."""
 
     step: Step
-    sets: Mapping[str, Values]
+    sets: Mapping[str, Measured]
 
     @property
     def model(self) -> str:
@@ -37,11 +32,8 @@ class Evaluation:
 
 def evaluations(account: Account) -> list[Evaluation]:
     """Every evaluation that ended well."""
-    return [
-        Evaluation(step, {k: _numbers(v) for k, v in step.about["sets"].items() if isinstance(v, Mapping)})
-        for step in account.steps.values()
-        if isinstance(step.about.get("sets"), Mapping)
-    ]
+    found = [Evaluation(s, {one.on: one for one in evaluation(s.about)}) for s in account.steps.values()]
+    return [e for e in found if e.sets]
 
 
 def evaluated(account: Account) -> Markup | None:
@@ -51,7 +43,11 @@ def evaluated(account: Account) -> Markup | None:
         return None
     sets = list(dict.fromkeys(name for e in found for name in (*e.asked, *e.sets) if name in e.sets))
     columns = {s: _measures(e.sets[s] for e in found if s in e.sets) for s in sets}
-    cells = {(s, m): _column(m, [e.sets.get(s, {}).get(m) for e in found]) for s in sets for m in columns[s]}
+    cells = {
+        (s, m): _column(m, [e.sets[s].values.get(m) if s in e.sets else None for e in found])
+        for s in sets
+        for m in columns[s]
+    }
     above = [
         element(
             "th", s, element("small", _documents(s, found)), colspan=len(columns[s]), scope="colgroup", class_="set"
@@ -123,30 +119,22 @@ def _entry(step: Step) -> Markup:
     )
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
-
-
-def _measures(of: Iterable[Values]) -> list[str]:
-    names = dict.fromkeys(n for values in of for n in values if n not in ("documents", "tokens"))
-    return [n for n in BETTER if n in names] + [n for n in names if n not in BETTER]
+def _measures(of: Iterable[Measured]) -> list[str]:
+    names = dict.fromkeys(n for one in of for n in one.values if n != "tokens")
+    return [n for n in MEASURES if n in names] + [n for n in names if n not in MEASURES]
 
 
 def _column(measure: str, values: Sequence[float | None]) -> list[Markup]:
-    """What stands in each row of a column; the best of several stands out."""
+    """What stands in each row of a column; the best stands out where no other looks the same."""
     known = [v for v in values if v is not None]
-    best = BETTER[measure](known) if measure in BETTER and len(known) > 1 else None
-    written = iter(alike(known))
-    return [
-        element("span", "not measured", class_="hidden")
-        if value is None
-        else element("b" if value == best else "span", next(written))
-        for value in values
-    ]
+    written = alike(known)
+    best = written[known.index(MEASURES[measure](known))] if measure in MEASURES and known else ""
+    texts = iter([element("b" if t == best and len(known) > 1 == written.count(t) else "span", t) for t in written])
+    return [element("span", "not measured", class_="hidden") if v is None else next(texts) for v in values]
 
 
 def _documents(name: str, found: Sequence[Evaluation]) -> str:
-    counts = sorted({int(e.sets[name]["documents"]) for e in found if "documents" in e.sets.get(name, {})})
+    counts = sorted({e.sets[name].documents for e in found if name in e.sets})
     if not counts:
         return ""
     return f"{' or '.join(map(str, counts))} document{'' if counts == [1] else 's'}"

@@ -14,7 +14,14 @@ from pipelines.storage.base import Storage
 from pipelines.tracking.outbox import Stamp
 from pipelines.view import measured
 
-STATUS = {"running": "RUNNING", "serving": "FINISHED", "done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS = {
+    "running": "RUNNING",
+    "serving": "FINISHED",
+    "done": "FINISHED",
+    "reused": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 ENDS = ("started", "serving", "finished")  # the last of these says whether the run is over
 MODELS = (kind_of(Model), kind_of(Adapter))
 LONGEST = 6000  # characters of a parameter that MLflow takes
@@ -156,7 +163,7 @@ def _children(
         planned, state = began["steps"][step], now[step]
         takes = [thing(n, edge) for edge, names in planned["inputs"].items() for n in names_in(names)]
         makes = thing(step) if state.state in ("done", "reused") else None
-        went = {"done": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "running": "RUNNING"}[state.state]
+        went = STATUS[state.state]
         tags = {"lfm.run": run, "lfm.step": step, "lfm.operator": planned["operator"], "lfm.kind": planned["kind"],
                 "lfm.fingerprint": planned["fingerprint"], "lfm.attempts": str(len(attempts))}  # fmt: skip
         if makes is not None:

@@ -20,6 +20,7 @@ from pipelines.lineage import (
     runs,
     states,
     status,
+    worked,
 )
 from pipelines.store import canonical
 
@@ -83,6 +84,35 @@ def test_a_step_that_failed_and_then_succeeded_is_done():
     found = states(events, ["a", "b"])
     assert (found["a"].state, found["a"].attempts, found["a"].began, found["a"].ended) == ("done", 2, 3.0, 4.0)
     assert found["b"].state == "waiting"
+
+
+def test_a_step_whose_driver_ended_first_was_interrupted_when_that_was_heard_of_last():
+    running = [Event("started", time=1.0), Event("start", "a", {}, 2.0), Event("start", "b", {}, 3.0)]
+    assert {s.state for s in states(running, ["a", "b"]).values()} == {"running"}
+    for events, ended in (
+        ([*running, Event("finished", data={"status": "interrupted"}, time=9.0)], 9.0),
+        ([*running, Event("started", time=9.0), Event("start", "b", {}, 10.0)], 3.0),
+    ):
+        found = states(events, ["a", "b"])["a"]
+        assert (found.state, found.began, found.ended) == ("interrupted", 2.0, ended)
+    assert states(events, ["a", "b"])["b"].state == "running"
+
+
+def test_what_an_earlier_driver_of_a_run_did_is_done_and_not_reused():
+    first = [Event("started", time=1.0), Event("start", "a", {}, 2.0), Event("commit", "a", {"digest": "d"}, 5.0)]
+    again = [Event("started", time=100.0), Event("reuse", "a", {"digest": "d"}, 101.0), Event("reuse", "b", {}, 102.0)]
+    found = states([*first, *again], ["a", "b"])
+    assert (found["a"].state, found["a"].began, found["a"].ended) == ("done", 2.0, 5.0)
+    assert (found["b"].state, found["b"].began) == ("reused", 102.0)
+
+
+def test_neither_pauses_nor_endpoints_count_as_work():
+    first = [Event("started", time=1.0), Event("start", "a", {}, 4.0)]
+    second = [Event("started", time=100.0), Event("serving", time=110.0), Event("finished", time=500.0)]
+    assert worked(first) == 3.0
+    assert worked(first, now=9.0) == 8.0
+    assert worked([*first, *second]) == 3.0 + 10.0
+    assert worked([*first, second[0]], now=103.0) == 3.0 + 3.0
 
 
 def test_what_a_driver_writes_after_the_next_one_s_claim_does_not_count(store):

@@ -295,6 +295,13 @@ def test_evaluations_stand_in_one_table_with_the_best_of_each_column(told):
     assert "two, 3.9 M parameters 1.500 4.482 0.250 0.500 11.00" in page.text
 
 
+def test_where_two_look_the_same_no_one_is_the_best(told):
+    run = told({n: {"model": "text"} for n in ("one", "two", "three")})
+    for step, loss, match in (("one", 2.0, 0.0), ("two", 1.50001, 0.0), ("three", 1.5, 0.0)):
+        run.done(step, sets={"x": {"documents": 5, "loss": loss, "exact_match": match}})
+    assert "<b>" not in part(document(run.finish().account()), "table")
+
+
 REQUIRED = [{"better": "a", "than": "b", "on": "x", "measure": m} for m in ("loss", "chrf")]
 
 
@@ -325,6 +332,7 @@ def test_a_closed_gate_shows_what_it_measured_before_it_failed(told):
     page = run.page()
     assert "gate closed: 1 of 2 do not hold" in page.text
     assert "a better than b on x 0.125 [-0.125, 0.375] fails" in page.text
+    assert "Curves" not in page.text
 
 
 # ---- curves

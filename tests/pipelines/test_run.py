@@ -110,5 +110,5 @@ def test_ctrl_c_is_written_down_and_a_second_driver_goes_on(project, store, ray_
     assert status(store.storage, "one", history(store.storage, "one")) == "interrupted"
     said, steps = start(project, store, ray_local)
     assert said == "done"
-    assert steps["a"].state == "reused"
+    assert steps["a"].state == "done"
     assert steps["a"].attempts == 1
