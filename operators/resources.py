@@ -34,6 +34,10 @@ class Resources:
         accelerator: The kind of device: ``cpu``, ``gpu`` or a name that Ray knows (``H100``). It is part of
             the fingerprint.
         memory: Bytes of host memory of each worker; 0 asks for no particular amount.
+        out_of_memory: What is changed when it ran out of memory, before it is tried once more: ``micro_batch`` halves
+            the rows that a worker holds at once, at the same global batch; ``memory`` asks for twice as much;
+            ``nothing`` does not try. None is ``micro_batch`` for what trains, else ``memory`` where it asks for some.
+        timeout: Seconds after which an attempt is ended, with all processes that it started; 0 lets it go on.
     """
 
     workers: int = 1
@@ -43,6 +47,8 @@ class Resources:
     gpus_per_worker: float = 0.0
     accelerator: str = "cpu"
     memory: int = 0
+    out_of_memory: Literal["micro_batch", "memory", "nothing"] | None = None
+    timeout: float = 0.0
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
 
@@ -58,6 +64,8 @@ class Resources:
             (self.cpus_per_worker > 0, "cpus_per_worker", "cpus_per_worker > 0"),
             (self.gpus_per_worker >= 0, "gpus_per_worker", "gpus_per_worker >= 0"),
             (self.memory >= 0, "memory", "bytes, memory >= 0"),
+            (self.out_of_memory != "memory" or self.memory > 0, "out_of_memory", "'memory' only with memory > 0"),
+            (self.timeout >= 0, "timeout", "seconds, timeout >= 0"),
             (
                 (self.accelerator == "cpu") == (self.gpus_per_worker == 0),
                 "accelerator",

@@ -24,6 +24,7 @@ from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
+from pipelines.failures import classify
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.registry import Registry
 from pipelines.storage.base import Storage, cache, remove
@@ -84,7 +85,7 @@ def execute(task: Task) -> dict[str, Any]:
     """Run one step and commit what it made.
 
     Returns:
-        ``{"kind": "commit", "digest", "about", "seconds"}``, or ``{"kind": "fail", "error", "sentence", "log",
+        ``{"kind": "commit", "digest", "about", "seconds"}``, or ``{"kind": "fail", "error", "class", "sentence", "log",
         "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere.
     """
     # Ray ignores it behind Python's back, in its workers too: then every child's exit code would read 0.
@@ -97,7 +98,8 @@ def execute(task: Task) -> dict[str, Any]:
         except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
             traceback.print_exc()
             sentence = str(error).strip() or type(error).__name__
-            done = {"kind": "fail", "error": type(error).__name__, "sentence": sentence, "log": task.log}
+            failed = {"error": type(error).__name__, "class": classify(error).value, "sentence": sentence}
+            done = {"kind": "fail", **failed, "log": task.log}
             print(f"Step {task.step!r} failed with {type(error).__name__}: {sentence}", file=sys.stderr)
     return {**done, "seconds": time.monotonic() - began}
 

@@ -72,6 +72,7 @@ class PlannedStep:
         components: What the fingerprint is a hash of, so that two can be compared.
         effect: It changes the world instead of making an artifact, so no stored result replaces it.
         starts_workers: What it starts asks for its resources; its own task asks for none.
+        trains: It follows a gradient, so that its micro-batch may be smaller without another result.
     """
 
     name: str
@@ -83,6 +84,7 @@ class PlannedStep:
     kind: str
     effect: bool
     starts_workers: bool
+    trains: bool
     needs: tuple[str, ...]
     fingerprint: str
     components: Mapping[str, Any]
@@ -164,7 +166,7 @@ def survey(
         if name not in wanted:
             continue
         verb = catalog.operator(step.operator)
-        if Training not in verb.bundles.values():
+        if not _trains(verb):
             problems += _spread(name, step, verb)
         if verb.problems is not None:
             clauses = _foreseen(step, verb, verb.problems, seen, spec, catalog)
@@ -172,16 +174,21 @@ def survey(
     return problems
 
 
+def _trains(verb: Operator[Any]) -> bool:
+    return Training in verb.bundles.values()
+
+
 def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]:
     """What a step that trains nothing asks for and would not use."""
     asks = step.resources
-    for field, value, only, why in (
-        ("strategy", asks.strategy, "single", "trains nothing"),
-        ("workers", asks.workers, asks.workers if verb.starts_workers else 1, "starts no workers"),
+    for field, unused, why, only in (
+        ("strategy", asks.strategy != "single", "trains nothing", "'single'"),
+        ("workers", asks.workers > 1 and not verb.starts_workers, "starts no workers", "1"),
+        ("out_of_memory", asks.out_of_memory == "micro_batch", "trains nothing", "'memory' or 'nothing'"),
     ):
-        if value != only:
-            clause = f"{field}={value!r} for {verb.name!r}, which {why}, expected {only!r}. Leave it out."
-            yield Problem(("steps", name, "resources", field), clause)
+        if unused:
+            said = f"{field}={getattr(asks, field)!r} for {verb.name!r}, which {why}, expected {only}. Leave it out."
+            yield Problem(("steps", name, "resources", field), said)
 
 
 def _about(clause: str, step: StepSpec, verb: Operator[Any]) -> Part:
@@ -263,6 +270,7 @@ def _planned(
         kind=kind_of(verb.makes(step.method)),
         effect=verb.effect,
         starts_workers=verb.starts_workers or step.resources.grouped,
+        trains=_trains(verb),
         needs=_needs(step, spec),
         fingerprint="" if unknown else hashlib.sha256(canonical.encode()).hexdigest(),
         components=json.loads(canonical),

@@ -4,17 +4,19 @@ import contextlib
 import functools
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.capacity import Capacity
 from operators.artifact import KINDS, Artifact, Deployment
 from pipelines.execute import Task, execute
+from pipelines.failures import BUDGETS, Failure, classify
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
-from pipelines.schedule import Finish, Progress, Reuse, Start, decide, infeasible
+from pipelines.schedule import Finish, Progress, Reuse, Start, decide, eased, infeasible
 from pipelines.spec import Reference
 from pipelines.store import Store
 
@@ -31,7 +33,7 @@ def run(
     connect: Callable[[], AbstractContextManager[Capacity]],
     stays: bool = False,
     forced: Sequence[str] = (),
-    max_failures: int = 0,
+    retries: int = 0,
     watch: Watch = lambda events: None,
 ) -> str:
     """Drive a plan to its end.
@@ -44,13 +46,24 @@ def run(
         stays: Whether endpoints end with what `connect` opened, so that a run that has brought one up stays for it
             until it is interrupted.
         forced: Steps that run although their result is stored.
-        max_failures: How often one step may fail and be tried again.
+        retries: How often one step may fail, and be tried again, where neither its code nor its inputs are wrong and
+            nothing else is known; other failures have budgets of their own (`failures.BUDGETS`).
         watch: Hears of events, and of none twice a second.
 
     Returns:
         ``done``, ``failed`` or ``interrupted``.
     """
-    return _Driver(plan, store, journal, watch, frozenset(forced), max_failures).drive(connect, stays=stays)
+    budgets = {**BUDGETS, Failure.OTHER: retries}
+    return _Driver(plan, store, journal, watch, frozenset(forced), budgets).drive(connect, stays=stays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One task that was handed to Ray, when, and whether it was ended because it took too long."""
+
+    task: Task
+    began: float
+    late: bool = False
 
 
 class _Driver:
@@ -63,16 +76,17 @@ class _Driver:
         journal: Journal,
         watch: Watch,
         forced: frozenset[str],
-        max_failures: int,
+        budgets: Mapping[Failure, int],
     ) -> None:
         self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
-        self.max_failures = max_failures
+        self.budgets = budgets
         self.made: dict[str, Artifact] = dict(plan.inputs)
         found = store.hits(s.fingerprint for s in plan.steps.values())
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
         stored = frozenset(found)
         self.progress = Progress(stored=stored, forced=forced)
-        self.tasks: dict[Any, Task] = {}
+        self.tasks: dict[Any, _Attempt] = {}
+        self.due: list[tuple[float, Start]] = []  # what was decided and waits
         self.capacity: Capacity | None = None
 
     def drive(self, connect: Callable[[], AbstractContextManager[Capacity]], *, stays: bool) -> str:
@@ -81,7 +95,7 @@ class _Driver:
         with ExitStack() as stack:
             try:
                 while True:
-                    decisions = decide(self.plan, self.progress, self.capacity, max_failures=self.max_failures)
+                    decisions = decide(self.plan, self.progress, self.capacity, budgets=self.budgets)
                     finish = [d for d in decisions if isinstance(d, Finish)]
                     if finish:
                         self._record(happened)
@@ -90,7 +104,7 @@ class _Driver:
                             self._stay()
                         break
                     happened += [self._reuse(d.step) for d in decisions if isinstance(d, Reuse)]
-                    starts = [d.step for d in decisions if isinstance(d, Start)]
+                    starts = [d for d in decisions if isinstance(d, Start)]
                     if starts and self.capacity is None:
                         self._record(happened)
                         happened = []
@@ -101,8 +115,8 @@ class _Driver:
                             raise PlanError(tuple(map(str, problems)))
                         continue
                     # One segment for what ended and what follows: the disk is waited for while the next step runs.
-                    self._record([*happened, *(self._start(s) for s in starts)])
-                    happened = self._finished() if self.tasks else []
+                    self._record([*happened, *map(self._start, self._due(starts))])
+                    happened = self._finished()
             except KeyboardInterrupt:
                 status = "interrupted"
             except BaseException:
@@ -138,8 +152,18 @@ class _Driver:
         }
         return Event("reuse", step, data)
 
-    def _start(self, step: str) -> Event:
-        planned = self.plan.steps[step]
+    def _due(self, starts: Sequence[Start]) -> list[Start]:
+        """What may start now, of these and of what waited."""
+        now = time.monotonic()
+        self.due += [(now + s.delay, s) for s in starts]
+        self.progress = replace(self.progress, running=self.progress.running | {s.step for s in starts})
+        ready = [s for when, s in self.due if when <= now]
+        self.due = [(when, s) for when, s in self.due if when > now]
+        return ready
+
+    def _start(self, start: Start) -> Event:
+        step, asked = start.step, self.plan.steps[start.step]
+        planned = eased(asked, start.eased)
         task = self._task(planned)
         asks = planned.resources
         alone = not planned.starts_workers
@@ -154,32 +178,48 @@ class _Driver:
             )
             .remote(task)
         )
-        self.tasks[reference] = task
-        self.progress = replace(self.progress, running=self.progress.running | {step})
-        return Event("start", step, {"attempt": task.attempt, "log": task.log})
+        self.tasks[reference] = _Attempt(task, time.monotonic())
+        changed: dict[str, object] = {"memory": asks.memory} if asks != asked.resources else {}
+        changed |= {k: v for k, v in planned.params.items() if v != asked.params[k]}
+        return Event(
+            "start", step, {"attempt": task.attempt, "log": task.log, **({"eased": changed} if changed else {})}
+        )
 
     def _finished(self) -> list[Event]:
+        if not self.tasks:
+            time.sleep(POLL_S if self.due else 0.0)
+            return []
         import ray
 
-        ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=POLL_S)
+        ready, open_ones = ray.wait(list(self.tasks), num_returns=1, timeout=POLL_S)
+        for reference in open_ones:
+            attempt = self.tasks[reference]
+            limit = attempt.task.resources.timeout
+            if limit and not attempt.late and time.monotonic() - attempt.began > limit:
+                self.tasks[reference] = replace(attempt, late=True)
+                ray.cancel(reference, force=True)  # its process ends, and with it all that it started
         return [self._ended(reference) for reference in ready]
 
     def _ended(self, reference: Any) -> Event:
         import ray
 
-        task = self.tasks.pop(reference)
+        attempt = self.tasks.pop(reference)
+        task = attempt.task
         try:
             outcome = ray.get(reference)
         except ray.exceptions.RayError as error:  # the process died; whatever a step raises comes as an outcome
-            sentence = str(error).strip().partition("\n")[0]
-            outcome = {"kind": "fail", "error": type(error).__name__, "sentence": sentence, "log": task.log}
+            sentence, failure = str(error).strip().partition("\n")[0], classify(error)
+            if attempt.late:
+                sentence, failure = f"took longer than {task.resources.timeout:g} s and was ended", Failure.TIMEOUT
+            failed = {"error": type(error).__name__, "class": failure.value, "sentence": sentence}
+            outcome = {"kind": "fail", **failed, "log": task.log}
         running = self.progress.running - {task.step}
         self.progress = replace(self.progress, running=running)
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
         else:
-            failures = {**self.progress.failures, task.step: self.progress.failures.get(task.step, 0) + 1}
-            self.progress = replace(self.progress, failures=failures)
+            counted = Counter(self.progress.failures.get(task.step, {})) + Counter([Failure(outcome["class"])])
+            self.progress = replace(self.progress, failures={**self.progress.failures, task.step: counted})
         return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
 
     def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any], uri: str) -> None:

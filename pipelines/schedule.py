@@ -1,19 +1,29 @@
 """Plan x Progress x Capacity -> decisions. Pure: no Ray, no clock, no files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.capacity import Capacity
 from operators.base import Resources
+from pipelines.failures import BUDGETS, Failure
 from pipelines.plan import Plan, PlannedStep
 from pipelines.problems import Problem
+
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Run this step."""
+    """Run this step.
+
+    Attributes:
+        eased: How often it ran out of memory: `eased` says what it does about that.
+        delay: Seconds to wait before, for whatever failed to come back.
+    """
 
     step: str
+    eased: int = 0
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,48 +54,101 @@ class Progress:
     """What has happened so far.
 
     Attributes:
+        failures: How often each step failed, by class.
         stored: Fingerprints whose results are in the store and were found whole.
         forced: Steps that run although their result is stored.
     """
 
     done: frozenset[str] = frozenset()
     running: frozenset[str] = frozenset()
-    failures: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, Mapping[Failure, int]] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
     forced: frozenset[str] = frozenset()
 
 
-def decide(plan: Plan, progress: Progress, capacity: Capacity | None, *, max_failures: int = 0) -> tuple[Decision, ...]:
+def decide(
+    plan: Plan,
+    progress: Progress,
+    capacity: Capacity | None,
+    *,
+    budgets: Mapping[Failure, int] = BUDGETS,
+) -> tuple[Decision, ...]:
     """Everything that can happen now, in plan order. An empty tuple means wait.
 
-    A step that fails more than `max_failures` times is given up; steps that need it never start. Without a
-    `capacity` (no cluster was needed yet) whatever is ready starts.
+    A step that has failed more often than a class's budget allows is given up; steps that need it never start. Without
+    a `capacity` (no cluster was needed yet) whatever is ready starts.
     """
-    given_up = {s for s, n in progress.failures.items() if n > max_failures}
+    given_up = {s for s in progress.failures if not _again(plan.steps[s], progress, capacity, budgets)}
     open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | given_up]
     done = set(progress.done)  # and what this call reuses: a chain of stored results is one decision
     decisions: list[Decision] = []
     free = capacity
     if free is not None:
         for name in progress.running:
-            free = _less(free, plan.steps[name])
+            free = _less(free, eased(plan.steps[name], _eased(name, progress)))
     for step in open_steps:
         if not done.issuperset(step.needs):
             continue
         if reusable(step, progress):
             decisions.append(Reuse(step.name))
             done.add(step.name)
-        elif free is None:
-            decisions.append(Start(step.name))
         else:
-            left = _less(free, step)
-            if left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0:
-                decisions.append(Start(step.name))
+            start = Start(step.name, _eased(step.name, progress), pause(progress.failures.get(step.name, {})))
+            left = None if free is None else _less(free, eased(step, start.eased))
+            if left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0):
+                decisions.append(start)
                 free = left
     if not decisions and not progress.running:
         failed = tuple(s for s in plan.steps if s in given_up)
         return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
     return tuple(decisions)
+
+
+def eased(step: PlannedStep, times: int) -> PlannedStep:
+    """The step as it is tried again after it ran out of memory so many times; its result stays the same."""
+    asks = step.resources
+    match relief(step):
+        case "memory":
+            return replace(step, resources=replace(asks, memory=asks.memory * 2**times))
+        case "micro_batch" if times:
+            size = max(1, _micro_batch(step) // 2**times)
+            return replace(step, params={**step.params, "micro_batch_size": size})
+    return step
+
+
+def relief(step: PlannedStep) -> str:
+    """What can be done where a step ran out of memory: ``micro_batch``, ``memory`` or ``nothing``."""
+    asks = step.resources
+    asked = asks.out_of_memory or ("micro_batch" if step.trains else "memory" if asks.memory else "nothing")
+    return "nothing" if asked == "micro_batch" and _micro_batch(step) == 1 else asked
+
+
+def pause(failed: Mapping[Failure, int]) -> float:
+    """Seconds to wait before what failed so often is tried again: storage and nodes need some to come back."""
+    times = failed.get(Failure.STORAGE, 0) + failed.get(Failure.NODE, 0)
+    return min(PAUSE_S * 4 ** (times - 1), LONGEST_PAUSE_S) if times else 0.0
+
+
+def _again(step: PlannedStep, progress: Progress, capacity: Capacity | None, budgets: Mapping[Failure, int]) -> bool:
+    """Whether a step that has failed is tried again."""
+    failed = progress.failures[step.name]
+    if any(times > budgets[failure] for failure, times in failed.items()):
+        return False
+    if not failed.get(Failure.MEMORY):
+        return True
+    needs = eased(step, failed[Failure.MEMORY]).resources
+    return relief(step) != "nothing" and (capacity is None or not infeasible({step.name: needs}, capacity))
+
+
+def _eased(name: str, progress: Progress) -> int:
+    return progress.failures.get(name, {}).get(Failure.MEMORY, 0)
+
+
+def _micro_batch(step: PlannedStep) -> int:
+    """The most rows that one worker holds at once."""
+    size, rows = step.params.get("micro_batch_size"), step.params["batch_size"]
+    assert isinstance(rows, int)
+    return size if isinstance(size, int) else -(-rows // step.resources.workers)
 
 
 def reusable(step: PlannedStep, progress: Progress) -> bool:

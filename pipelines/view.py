@@ -80,7 +80,9 @@ def sentence(event: Event, storage: Storage) -> str:
         case "finished":
             return f"run {data['status']}"
         case "start":
-            return f"{event.step}: started" + (f", attempt {data['attempt']}" if data["attempt"] > 1 else "")
+            again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
+            with_less = ", ".join(f"{k}={v}" for k, v in data.get("eased", {}).items())
+            return f"{event.step}: started{again}{f' with {with_less}' if with_less else ''}"
         case "reuse":
             return f"{event.step}: reused, {data['artifact']} digest {data['digest'][:12]}"
         case "commit":

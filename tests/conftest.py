@@ -66,6 +66,12 @@ def noop(
         sys.exit(3)
     if fail == "die":
         os._exit(1)
+    if fail == "memory" and Path(touch).read_text() == "x":  # the first time
+        raise MemoryError("asked to run out of it")
+    if fail == "hang":
+        child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        Path(touch).write_text(str(child.pid))
+        child.wait()
     path = work.scratch / "data.txt"
     path.write_text("x" * size)
     return work.save(Dataset, path, {"size": size, "seed": work.seed})

@@ -92,7 +92,7 @@ def drive_to_end(
             connect=partial(cluster, arguments.address),
             stays=arguments.address == "local",
             forced=forced,
-            max_failures=retries,
+            retries=retries,
             watch=watch,
         )
     return _ended(journal.run, said, storage, made, arguments)

@@ -1,7 +1,9 @@
 """Runs on Ray, one for all tests."""
 
+import contextlib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.inputs.inspector import Looks
@@ -67,10 +69,35 @@ def test_a_step_whose_process_dies_is_a_failure(project, store, ray_local):
 
 
 def test_a_failed_step_is_tried_as_often_as_allowed(project, store, ray_local, tmp_path):
-    said, steps = start(project, store, ray_local, "a.fail=exit", f"a.touch={tmp_path / 'tries'}", max_failures=2)
+    said, steps = start(project, store, ray_local, "a.fail=die", f"a.touch={tmp_path / 'tries'}", retries=2)
     assert said == "failed"
     assert (tmp_path / "tries").read_text() == "xxx"
     assert steps["a"].attempts == 3
+    assert steps["a"].data["class"] == "other"
+
+
+@pytest.mark.parametrize("fail", ["raise", "exit"])
+def test_what_would_fail_in_the_same_way_again_is_not_tried_again(project, store, ray_local, tmp_path, fail):
+    said, steps = start(project, store, ray_local, f"a.fail={fail}", f"a.touch={tmp_path / 'tries'}", retries=2)
+    assert (said, steps["a"].attempts, steps["a"].data["class"]) == ("failed", 1, "user")
+
+
+def test_a_step_that_ran_out_of_memory_gets_more_of_it_once(project, store, ray_local, tmp_path):
+    asks = ("a.memory=1000000", "a.fail=memory", f"a.touch={tmp_path / 'tries'}")
+    said, steps = start(project, store, ray_local, *asks)
+    assert (said, steps["a"].attempts) == ("done", 2)
+    starts = [e.data.get("eased") for e in history(store.storage, "one") if (e.kind, e.step) == ("start", "a")]
+    assert starts == [None, {"memory": 2000000}]
+
+
+def test_a_step_that_takes_too_long_is_ended_with_its_children(project, store, ray_local, tmp_path):
+    child = tmp_path / "child"
+    said, steps = start(project, store, ray_local, "a.fail=hang", f"a.touch={child}", "a.timeout=2")
+    assert (said, steps["a"].data["class"]) == ("failed", "timeout")
+    assert steps["a"].data["sentence"] == "took longer than 2 s and was ended"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(child.read_text())).wait(60)
+    assert not psutil.pid_exists(int(child.read_text()))
 
 
 def test_independent_steps_run_at_the_same_time(project, store, ray_local, tmp_path):

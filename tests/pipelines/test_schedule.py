@@ -1,12 +1,17 @@
 """Decisions as tables: no Ray, no clock, no files."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.capacity import Capacity
 from operators.resources import Resources
+from pipelines.failures import Failure
 from pipelines.plan import Plan, PlannedStep
-from pipelines.schedule import Finish, Progress, Reuse, Start, decide, infeasible
+from pipelines.schedule import Finish, Progress, Reuse, Start, decide, eased, infeasible
 from pipelines.spec import Spec
+
+USER, MEMORY = Failure.USER, Failure.MEMORY
 
 
 def planned(**needs):
@@ -23,6 +28,7 @@ def planned(**needs):
             kind="dataset",
             effect=name == "endpoint",
             starts_workers=False,
+            trains=False,
             needs=tuple(before),
             fingerprint=f"f-{name}",
             components={},
@@ -73,7 +79,7 @@ ALL = Capacity(cpus=8, gpus=8)
             id="a forced step runs although it is stored",
         ),
         pytest.param(
-            Progress(done=frozenset({"student", "two"}), failures={"one": 1}),
+            Progress(done=frozenset({"student", "two"}), failures={"one": {USER: 1}}),
             ALL,
             (Finish(failed=("one",), skipped=("endpoint",)),),
             id="what needs a failed step never starts",
@@ -90,10 +96,79 @@ def test_decide(progress, capacity, expected):
     assert decide(TWO_EXPERTS, progress, capacity) == expected
 
 
-def test_a_step_is_tried_again_while_it_may_fail():
-    progress = Progress(failures={"student": 2})
-    assert decide(TWO_EXPERTS, progress, ALL, max_failures=2) == (Start("student"),)
-    assert isinstance(decide(TWO_EXPERTS, progress, ALL, max_failures=1)[0], Finish)
+BUDGETS = {
+    Failure.USER: 0,
+    Failure.MEMORY: 1,
+    Failure.PREEMPTION: 3,
+    Failure.NODE: 2,
+    Failure.STORAGE: 2,
+    Failure.TIMEOUT: 1,
+    Failure.OTHER: 1,
+}
+TRAINS = {"trains": True, "params": {"batch_size": 9, "micro_batch_size": None}}
+GIVEN_UP = "given up"
+
+
+@pytest.mark.parametrize(
+    ("asks", "changes", "failed", "expected"),
+    [
+        ({}, {}, {USER: 1}, GIVEN_UP),
+        ({}, {}, {Failure.OTHER: 1}, Start("a")),
+        ({}, {}, {Failure.OTHER: 2}, GIVEN_UP),
+        ({}, {}, {Failure.TIMEOUT: 1}, Start("a")),
+        ({}, {}, {Failure.TIMEOUT: 1, Failure.OTHER: 1, Failure.PREEMPTION: 3}, Start("a")),
+        ({}, {}, {Failure.TIMEOUT: 1, Failure.OTHER: 1, Failure.PREEMPTION: 4}, GIVEN_UP),
+        ({}, {}, {Failure.STORAGE: 1}, Start("a", delay=2.0)),
+        ({}, {}, {Failure.STORAGE: 2}, Start("a", delay=8.0)),
+        ({}, {}, {Failure.STORAGE: 1, Failure.NODE: 2}, Start("a", delay=32.0)),
+        ({}, {}, {Failure.STORAGE: 2, Failure.NODE: 2}, Start("a", delay=60.0)),
+        ({}, {}, {MEMORY: 1}, GIVEN_UP),  # with as much as before it would fail as before
+        ({"memory": 8}, {}, {MEMORY: 1}, Start("a", eased=1)),
+        ({"memory": 8}, {}, {MEMORY: 2}, GIVEN_UP),
+        ({"memory": 9}, {}, {MEMORY: 1}, GIVEN_UP),  # twice as much is more than there is
+        ({"memory": 8, "out_of_memory": "nothing"}, {}, {MEMORY: 1}, GIVEN_UP),
+        ({}, TRAINS, {MEMORY: 1}, Start("a", eased=1)),
+        ({"out_of_memory": "nothing"}, TRAINS, {MEMORY: 1}, GIVEN_UP),
+        ({}, {**TRAINS, "params": {"batch_size": 9, "micro_batch_size": 1}}, {MEMORY: 1}, GIVEN_UP),
+    ],
+)
+def test_what_is_tried_again_and_how(asks, changes, failed, expected):
+    steps = planned(a=("", 0)).steps
+    only = replace(steps["a"], resources=Resources(**asks), **changes)
+    plan = replace(planned(a=("", 0)), steps={"a": only})
+    (decision,) = decide(plan, Progress(failures={"a": failed}), Capacity(cpus=1, gpus=0, memory=16), budgets=BUDGETS)
+    assert decision == (Finish(failed=("a",), skipped=()) if expected == GIVEN_UP else expected)
+
+
+@pytest.mark.parametrize(
+    ("asks", "params", "times", "expected"),
+    [
+        ({}, {"micro_batch_size": None}, 0, None),
+        ({}, {"micro_batch_size": None}, 1, 4),
+        ({"workers": 2, "strategy": "ddp"}, {"micro_batch_size": None}, 1, 2),
+        ({}, {"micro_batch_size": 6}, 1, 3),
+        ({}, {"micro_batch_size": 6}, 2, 1),
+        ({}, {"micro_batch_size": 2}, 9, 1),
+    ],
+)
+def test_a_smaller_micro_batch_is_half_of_what_a_worker_held(asks, params, times, expected):
+    step = replace(
+        planned(a=("", 0)).steps["a"], trains=True, params={"batch_size": 9, **params}, resources=Resources(**asks)
+    )
+    after = eased(step, times)
+    assert after.params == {"batch_size": 9, "micro_batch_size": expected}
+    assert (after.resources, after.fingerprint) == (step.resources, step.fingerprint)
+
+
+def test_more_memory_is_what_the_step_holds_while_it_runs_again():
+    steps = dict(planned(a=("", 0), b=("", 0)).steps)
+    steps = {n: replace(s, resources=Resources(memory=8)) for n, s in steps.items()}
+    plan = replace(planned(), steps=steps)
+    assert eased(steps["a"], 1).resources.memory == 16
+    there = Capacity(cpus=8, gpus=0, memory=23)
+    again = Progress(running=frozenset({"a"}), failures={"a": {MEMORY: 1}})
+    assert decide(plan, again, there) == ()
+    assert decide(plan, replace(again, failures={}), there) == (Start("b"),)
 
 
 def test_memory_is_counted_for_every_worker():
