@@ -28,8 +28,9 @@ from pipelines.failures import classify
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.registry import Registry
 from pipelines.storage.base import Storage, cache, remove
+from pipelines.storage.digests import Digests
 from pipelines.storage.opening import open_storage
-from pipelines.store import MANIFEST, Result, Store
+from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store
 
 SHIP_S = 5.0  # how old the end of a log may be where it does not lie on this machine
 
@@ -99,6 +100,8 @@ def execute(task: Task) -> dict[str, Any]:
             traceback.print_exc()
             sentence = str(error).strip() or type(error).__name__
             failed = {"error": type(error).__name__, "class": classify(error).value, "sentence": sentence}
+            if isinstance(error, DamagedArtifact | MissingArtifact):
+                failed["lost"] = error.digest
             done = {"kind": "fail", **failed, "log": task.log}
             print(f"Step {task.step!r} failed with {type(error).__name__}: {sentence}", file=sys.stderr)
     return {**done, "seconds": time.monotonic() - began}
@@ -213,7 +216,7 @@ def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
 
     def one(artifact: Artifact) -> Artifact:
         if not artifact.uri or artifact.uri.startswith(STORED):
-            return store.get(artifact.digest)
+            return store.verified(artifact.digest, Digests(memory_of(store.storage)))
         if "://" not in artifact.uri:
             now = Looks(memory_of(store.storage), store).pin(replace(artifact, digest=""))
             if now.digest != artifact.digest:

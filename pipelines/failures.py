@@ -55,6 +55,8 @@ NO_MEMORY = ("can't allocate memory", "out of memory")  # what torch says of the
 # By name, so that neither torch nor Ray nor a storage has to be imported to ask.
 NAMES = {
     "StorageFailed": Failure.STORAGE,
+    "DamagedArtifact": Failure.STORAGE,
+    "MissingArtifact": Failure.STORAGE,
     "OutOfMemoryError": Failure.MEMORY,
     "NodeDiedError": Failure.NODE,
     "LocalRayletDiedError": Failure.NODE,

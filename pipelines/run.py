@@ -218,9 +218,21 @@ class _Driver:
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
         else:
+            lost = self._lose(outcome["lost"]) if "lost" in outcome else True
+            if not lost:  # nothing here makes it again
+                outcome["class"] = Failure.USER.value
             counted = Counter(self.progress.failures.get(task.step, {})) + Counter([Failure(outcome["class"])])
             self.progress = replace(self.progress, failures={**self.progress.failures, task.step: counted})
         return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
+
+    def _lose(self, digest: str) -> bool:
+        """Have what the store has lost made again; False where no step makes it."""
+        makers = {n for n in self.progress.done if n in self.made and self.made[n].digest == digest}
+        fingerprints = {self.plan.steps[n].fingerprint for n in makers}
+        self.progress = replace(
+            self.progress, done=self.progress.done - makers, stored=self.progress.stored - fingerprints
+        )
+        return bool(makers)
 
     def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any], uri: str) -> None:
         self.made[step] = KINDS[kind](uri, digest, about)

@@ -18,6 +18,7 @@ from typing import Any
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
 from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
+from pipelines.storage.digests import Digests
 
 
 class UnsafeArtifact(LfmError, ValueError):
@@ -95,15 +96,35 @@ class Store:
 
         Raises:
             MissingArtifact: The store does not have it.
-            DamagedFolder: It was damaged, and is in quarantine now.
+            DamagedArtifact: It was damaged, and is in quarantine now.
         """
         manifest = self.manifest(digest)
         try:
             folder = self.storage.fetch(f"artifacts/{digest}")
-        except DamagedFolder:
+        except DamagedFolder as damage:
             self.quarantine(digest)
-            raise
+            raise DamagedArtifact(digest, damage.file) from damage
         return KINDS[manifest["kind"]](str(folder), digest, manifest["about"])
+
+    def verified(self, digest: str, digests: Digests) -> Artifact:
+        """The same, of which every byte was looked at since its files last changed.
+
+        Raises:
+            MissingArtifact: The store does not have it.
+            DamagedArtifact: It was damaged, and is in quarantine now.
+        """
+        found = self.get(digest)
+        expected = {name: file["sha256"] for name, file in self.manifest(digest)["files"].items()}
+        try:
+            there = digests.of(found.path / name for name in expected)
+        except OSError as error:
+            self.quarantine(digest)
+            raise DamagedArtifact(digest, Path(error.filename or "").name) from error
+        for (name, wanted), is_ in zip(expected.items(), there, strict=True):
+            if is_ != wanted:
+                self.quarantine(digest)
+                raise DamagedArtifact(digest, name)
+        return found
 
     def manifest(self, digest: str) -> dict[str, Any]:
         """What the store knows of an artifact: its kind, what was noted about it, its files' digests and sizes.
@@ -167,6 +188,20 @@ class Store:
         """The same for many at once, by fingerprint: those that have a result."""
         found = at_once(self.hit, dict.fromkeys(fingerprints))
         return {r.fingerprint: r for r in found if r is not None}
+
+
+class DamagedArtifact(LfmError, ValueError):
+    """An artifact whose files are not what they were when it was put in."""
+
+    def __init__(self, digest: str, file: str) -> None:
+        super().__init__(digest, file)
+        self.digest, self.file = digest, file
+
+    def __str__(self) -> str:
+        return (
+            f"artifact {self.digest[:12]}: {self.file!r} is not what was put in; it is in quarantine now. "
+            "Run the step that makes it again."
+        )
 
 
 class MissingArtifact(LfmError, LookupError):

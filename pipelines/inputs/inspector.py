@@ -3,8 +3,6 @@
 import hashlib
 import os
 import platform
-import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +14,10 @@ from pipelines.ancestry import find_artifact
 from pipelines.inputs import buckets, hub
 from pipelines.inputs.model_files import damaged, lacking
 from pipelines.plan import InputProblem
-from pipelines.storage.base import digest_of
+from pipelines.storage.digests import Digests
 from pipelines.store import Store
 
 STORED = "lfm://"
-SETTLED_NS = 2_000_000_000  # a file that changed this recently may change again within the clock's resolution
 
 A = TypeVar("A", bound=Artifact)
 
@@ -127,35 +124,13 @@ class Looks:
         return found
 
     def _digest(self, path: Path) -> str:
-        with self._remembered() as known:
-            if path.is_file():
-                return self._file(path, known)
-            digests = {f.relative_to(path).as_posix(): self._file(f, known) for f in _files(path)}
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        digests = Digests(self.memory, self.hashing)
+        if path.is_file():
+            return digests.of([path])[0]
+        files = list(_files(path))
+        named = zip((f.relative_to(path).as_posix() for f in files), digests.of(files), strict=True)
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(named))
         return hashlib.sha256(lines.encode()).hexdigest()
-
-    def _file(self, path: Path, known: "sqlite3.Connection") -> str:
-        stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        row = known.execute(
-            "SELECT digest FROM files WHERE path=? AND size=? AND mtime=? AND ctime=? AND inode=?", key
-        ).fetchone()
-        if row is not None:
-            return str(row[0])
-        self.hashing(str(path), stat.st_size)
-        digest = digest_of(path)
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
-            known.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (*key, digest))
-        return digest
-
-    def _remembered(self) -> "sqlite3.Connection":
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.memory, timeout=60)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS files"
-            " (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT, digest TEXT)"
-        )
-        return connection
 
 
 def _files(path: Path) -> Iterator[Path]:

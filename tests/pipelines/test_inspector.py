@@ -5,9 +5,9 @@ import os
 import pytest
 
 from operators.artifact import Adapter, Dataset, Model
-from pipelines.inputs import inspector
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
+from pipelines.storage import digests
 from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 
@@ -41,7 +41,7 @@ def test_a_settled_file_is_hashed_once_and_a_fresh_one_again(looks, tmp_path, mo
     looks.pin(Dataset(str(path)))
     looks.pin(Dataset(str(path)))
     assert seen == [1, 1], "a file that changed just now may change again unseen"
-    monkeypatch.setattr(inspector, "SETTLED_NS", -1)
+    monkeypatch.setattr(digests, "SETTLED_NS", -1)
     looks.pin(Dataset(str(path)))
     looks.pin(Dataset(str(path)))
     assert seen == [1, 1, 1]

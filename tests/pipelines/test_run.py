@@ -100,6 +100,60 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children(project, store, r
     assert not psutil.pid_exists(int(child.read_text()))
 
 
+def flipped(path):
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def emptied(path):
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flipped, emptied, Path.unlink])
+def test_a_stored_result_that_was_damaged_is_made_again_before_it_is_used(project, store, ray_local, damage):
+    _, first = start(project, store, ray_local)
+    digest = first["a"].data["digest"]
+    damage(store.get(digest).path / "data.txt")
+    said, steps = start(project, store, ray_local, name="two", forced=["b"])
+    assert said == "done"
+    assert steps["a"].data["digest"] == digest
+    assert store.whole(digest, bytes_too=True)
+    assert (steps["a"].state, steps["c"].state) == ("done", "reused")
+    assert store.storage.list("quarantine")
+
+
+def test_what_is_damaged_while_its_run_goes_on_is_made_again_too(project, store, ray_local, tmp_path):
+    def damage(events):
+        for e in events:
+            if (e.kind, e.step) == ("commit", "b") and not damaged:  # while `c` runs, before `d` takes both
+                damaged.append(e.data["digest"])
+                flipped(store.get(e.data["digest"]).path / "data.txt")
+                (tmp_path / "damaged").touch()
+
+    damaged = []
+    said, steps = start(project, store, ray_local, f"c.until={tmp_path / 'damaged'}", watch=damage)
+    assert (said, steps["b"].attempts, steps["b"].data["digest"]) == ("done", 2, damaged[0])
+    assert (steps["d"].attempts, steps["c"].attempts) == (2, 1)
+
+
+def test_an_input_from_the_store_that_nobody_here_makes_again_is_named(project, store, ray_local):
+    _, first = start(project, store, ray_local)
+    digest = first["a"].data["digest"]
+    path = project.folder / "from_store.yaml"
+    path.write_text(
+        "name: p\nuses: [noop.py]\ninputs: {made: {dataset: 'lfm://last/a'}}\n"
+        "steps:\n  z: {operator: noop, inputs: {after: [made]}}\n"
+    )
+    project.pipeline = path
+    flipped(store.get(digest).path / "data.txt")
+    said, steps = start(project, store, ray_local, name="two")
+    assert (said, steps["z"].attempts) == ("failed", 1)
+    assert steps["z"].data["sentence"].startswith(f"artifact {digest[:12]}: 'data.txt' is not what was put in")
+
+
 def test_independent_steps_run_at_the_same_time(project, store, ray_local, tmp_path):
     one, other = tmp_path / "b-is-there", tmp_path / "c-is-there"
     said, _ = start(
