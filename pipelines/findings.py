@@ -27,7 +27,7 @@ class Measured:
 
 
 def evaluation(about: Mapping[str, Any]) -> list[Measured]:
-    """What a step noted about its evaluation, set by set; nothing where it was none."""
+    """What a step noted about its evaluation, set by set; nothing where its `sets` are something else."""
     sets = about.get("sets")
     if not isinstance(sets, Mapping):
         return []
@@ -38,7 +38,7 @@ def evaluation(about: Mapping[str, Any]) -> list[Measured]:
             values={k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "documents"},
         )
         for name, values in sets.items()
-        if isinstance(values, Mapping)
+        if isinstance(values, Mapping) and "documents" in values
     ]
 
 

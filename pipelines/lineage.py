@@ -47,7 +47,8 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``started``, ``serving`` and ``finished`` (the run); ``start``, ``reuse``, ``commit``, ``fail`` (a step).
+        kind: ``started``, ``serving`` and ``finished`` (the run); ``start``, ``reuse``, ``commit``, ``fail`` (a step);
+            ``heard``, which no journal has (`pipelines.view.heard`).
         time: Seconds since 1970.
     """
 
@@ -162,18 +163,32 @@ def by_driver(events: Iterable[Event]) -> list[list[Event]]:
     return drivers
 
 
-def worked(events: Iterable[Event], now: float = 0.0) -> float:
-    """Seconds in which drivers worked: the time that endpoints were up after that is no work.
+def sessions(events: Iterable[Event], now: float = 0.0) -> list[tuple[float, float]]:
+    """When each driver began and ended working: the time that endpoints were up after that is no work.
 
     Args:
         events: Of one run.
-        now: The time, where the run is being driven.
+        now: The time, where the run's driver lives.
     """
-    drivers, seconds = by_driver(events), 0.0
-    for own in drivers:
-        ended = now if now and own is drivers[-1] else own[-1].time
-        seconds += next((e.time for e in own if e.kind == "serving"), ended) - own[0].time
-    return seconds
+    return [
+        (own[0].time, next((e.time for e in own if e.kind == "serving"), ended)) for own, ended in _lives(events, now)
+    ]
+
+
+def worked(events: Iterable[Event], now: float = 0.0) -> float:
+    """Seconds in which drivers worked; the arguments are those of `sessions`."""
+    return sum(ended - began for began, ended in sessions(events, now))
+
+
+def served(events: Iterable[Event], now: float = 0.0) -> float:
+    """Seconds for which endpoints were up after the work was done; the arguments are those of `sessions`."""
+    return sum(ended - e.time for own, ended in _lives(events, now) for e in own if e.kind == "serving")
+
+
+def _lives(events: Iterable[Event], now: float) -> list[tuple[list[Event], float]]:
+    """The events of each driver, and when it was heard of last."""
+    drivers = by_driver(events)
+    return [(own, now if now and own is drivers[-1] else own[-1].time) for own in drivers]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,15 +213,15 @@ class StepState:
 STATES = {"start": "running", "reuse": "reused", "commit": "done", "fail": "failed"}
 
 
-def states(events: Iterable[Event], steps: Iterable[str]) -> dict[str, StepState]:
-    """Each step's state after `events`."""
+def states(events: Iterable[Event], steps: Iterable[str], *, live: bool = True) -> dict[str, StepState]:
+    """Each step's state after `events`; what still runs after them was interrupted where no driver lives."""
     found = {s: StepState() for s in steps}
     heard = 0.0
     for event in events:
         old = found.get(event.step)
         if event.kind in ("started", "finished"):  # whatever still ran ended with its driver
             ended = event.time if event.kind == "finished" else heard
-            found = {n: interrupted(s, ended) for n, s in found.items()}
+            found = {n: _interrupted(s, ended) for n, s in found.items()}
         elif old is not None and event.kind == "reuse" and old.state == "done":  # by an earlier driver of this run
             found[event.step] = replace(old, data={**old.data, **event.data})
         elif old is not None and event.kind in STATES:
@@ -218,10 +233,10 @@ def states(events: Iterable[Event], steps: Iterable[str]) -> dict[str, StepState
                 data={**old.data, **event.data},
             )
         heard = event.time
-    return found
+    return found if live else {n: _interrupted(s, heard) for n, s in found.items()}
 
 
-def interrupted(step: StepState, ended: float) -> StepState:
+def _interrupted(step: StepState, ended: float) -> StepState:
     """What becomes of a step when nobody drives its run any more."""
     return replace(step, state="interrupted", ended=ended) if step.state == "running" else step
 

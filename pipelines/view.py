@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -12,9 +13,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.lineage import Event, StepState, states
+from pipelines.lineage import Event, StepState, by_driver, states
 from pipelines.plan import Plan
-from pipelines.storage.base import Storage
+from pipelines.storage.base import Storage, at_once
 
 
 class Lines:
@@ -143,6 +144,34 @@ def measured(storage: Storage, log: str) -> list[dict[str, Any]]:
     """What an attempt reported, by the key of its log."""
     data = storage.read(log.replace("/logs/", "/measures/").removesuffix(".log") + ".jsonl")
     return [json.loads(line) for line in (data or b"").splitlines() if line.endswith(b"}")]
+
+
+def heard(storage: Storage, events: Sequence[Event]) -> list[Event]:
+    """A run's events, and for each driver that did not write down its end when its steps reported last.
+
+    What a step reports has the clock of the machine that it runs on, so nothing is heard after the next claim.
+    """
+    drivers = by_driver(events)
+    found: list[Event] = []
+    for own, following in zip(drivers, [*drivers[1:], []], strict=True):
+        reports = at_once(partial(measured, storage), _open(own))
+        last = max((lines[-1]["time"] for lines in reports if lines), default=0.0)
+        last = min([last, *(e.time for e in following[:1])])
+        found += [*own, Event("heard", time=last)] if last > own[-1].time else own
+    return found
+
+
+def _open(own: Sequence[Event]) -> list[str]:
+    """The logs of the attempts of which one driver's events tell no end."""
+    logs: dict[str, str] = {}
+    for event in own:
+        if event.kind == "finished":  # ends whatever still runs
+            logs.clear()
+        elif event.kind == "start":
+            logs[event.step] = event.data["log"]
+        else:
+            logs.pop(event.step, None)
+    return list(logs.values())
 
 
 def seconds(value: float) -> str:

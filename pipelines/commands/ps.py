@@ -1,5 +1,6 @@
 """`lfm ps`: list runs."""
 
+import time
 from argparse import Namespace
 from datetime import datetime
 from typing import Any
@@ -9,7 +10,7 @@ from rich.table import Table
 from pipelines.commands._output import printed, shown
 from pipelines.lineage import history, runs, states, status, worked
 from pipelines.storage.opening import open_storage
-from pipelines.view import seconds
+from pipelines.view import heard, seconds
 
 
 def act(arguments: Namespace) -> int:
@@ -17,16 +18,17 @@ def act(arguments: Namespace) -> int:
     storage = open_storage(arguments.store)
     found: list[dict[str, Any]] = []
     for name in runs(storage):
-        events = history(storage, name)
+        events = heard(storage, history(storage, name))
+        said = status(storage, name, events)
         now = states(events, events[0].data["steps"])
         finished = sum(s.state in ("done", "reused") for s in now.values())
         found.append(
             {
                 "run": name,
-                "status": status(storage, name, events),
+                "status": said,
                 "began": events[0].time,
                 "ended": events[-1].time,
-                "seconds": worked(events),
+                "seconds": worked(events, time.time() if said == "running" else 0.0),
                 "steps": len(now),
                 "finished": finished,
             }

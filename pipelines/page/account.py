@@ -1,15 +1,14 @@
 """Store -> everything that the page says of a run, read once."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.ancestry import Ancestor, ancestry, recorded
-from pipelines.lineage import Event, by_driver, history, status
+from pipelines.lineage import Event, by_driver, history, served, sessions, status
 from pipelines.storage.base import at_once
 from pipelines.store import Store
-from pipelines.view import measured
+from pipelines.view import heard, measured
 
 ENDS = {"commit": "done", "fail": "failed"}
 
@@ -110,9 +109,9 @@ class Account:
 
 def account(store: Store, run: str, *, now: float) -> Account:
     """Read a run's journal, its measures, and what its last artifact came from."""
-    events = history(store.storage, run)
+    events = heard(store.storage, history(store.storage, run))
     said = status(store.storage, run, events)
-    live = said in ("running", "serving")
+    until = now if said in ("running", "serving") else 0.0
     drivers = by_driver(events)
     started = drivers[-1][0].data
     logs = [e.data["log"] for e in events if e.kind == "start"]
@@ -122,15 +121,14 @@ def account(store: Store, run: str, *, now: float) -> Account:
     known = at_once(lambda n: _step(n, planned[n], attempts[n], drivers, store, said), planned)
     steps = {s.name: s for s in known}
     last = next((s for s in reversed(steps.values()) if s.made), None)
-    sessions, served = _sessions(drivers, attempts.values(), now if live else 0.0, said)
     return Account(
         run=run,
         store=store.storage.uri,
         status=said,
         started=started,
-        sessions=sessions,
-        served=served,
-        now=now if live else 0.0,
+        sessions=tuple(sessions(events, until)),
+        served=served(events, until),
+        now=until,
         steps=steps,
         ancestors=_ancestors(store, run, last) if last is not None else (),
     )
@@ -154,27 +152,24 @@ def _attempts(
 ) -> tuple[Attempt, ...]:
     """A step's attempts; one without an end runs if its driver is the last one and `now` is given."""
     found = []
-    for driver, following in zip(drivers, [*drivers[1:], None], strict=True):
+    for driver in drivers:
         own = [e for e in driver if e.step == step]
-        claimed = following[0].time if following is not None else math.inf
         ends = [e for e in own if e.kind in ENDS]
         for start in (e for e in own if e.kind == "start"):
             end = next((e for e in ends if e.data["attempt"] == start.data["attempt"]), None)
-            lines = reports[start.data["log"]]
             if end is not None:
                 state, ended = ENDS[end.kind], end.time
-            elif now and following is None:
+            elif now and driver is drivers[-1]:
                 state, ended = "running", now
             else:
-                heard = max([driver[-1].time, *(line["time"] for line in lines[-1:])])
-                state, ended = "interrupted", min(heard, claimed)
+                state, ended = "interrupted", driver[-1].time
             attempt = Attempt(
                 number=start.data["attempt"],
                 state=state,
                 began=start.time,
                 ended=ended,
                 log=start.data["log"],
-                lines=lines,
+                lines=reports[start.data["log"]],
                 said=end.data if end is not None else {},
             )
             found.append(attempt)
@@ -218,24 +213,3 @@ def _lines_of_maker(store: Store, fingerprint: str) -> Lines:
 
 def _attempt_number(log: str) -> int:
     return int(log.rpartition("/")[2].removesuffix(".log"))
-
-
-def _sessions(
-    drivers: Sequence[Sequence[Event]], attempts: Iterable[tuple[Attempt, ...]], now: float, status: str
-) -> tuple[tuple[tuple[float, float], ...], float]:
-    """When each driver worked, and how long the last one stayed up for its endpoints."""
-    found = []
-    served = 0.0
-    for i, driver in enumerate(drivers):
-        began, ended = driver[0].time, driver[-1].time
-        serving = next((e.time for e in driver if e.kind == "serving"), None)
-        last = i == len(drivers) - 1
-        if last and status == "running":
-            ended = now
-        elif serving is not None:
-            served += (now if last and status == "serving" else ended) - serving
-            ended = serving
-        following = drivers[i + 1][0].time if not last else math.inf
-        lives = [a.ended for one in attempts for a in one if began <= a.began < following]
-        found.append((began, max([ended, *lives])))
-    return tuple(found), served

@@ -1,5 +1,6 @@
 """Account -> what the run found: evaluations, gates, endpoints, what was registered."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,8 @@ def _column(measure: str, values: Sequence[float | None]) -> list[Markup]:
     """What stands in each row of a column; the best stands out where no other looks the same."""
     known = [v for v in values if v is not None]
     written = alike(known)
-    best = written[known.index(MEASURES[measure](known))] if measure in MEASURES and known else ""
+    finite = [v for v in known if math.isfinite(v)]
+    best = written[known.index(MEASURES[measure](finite))] if measure in MEASURES and finite else ""
     texts = iter([element("b" if t == best and len(known) > 1 == written.count(t) else "span", t) for t in written])
     return [element("span", "not measured", class_="hidden") if v is None else next(texts) for v in values]
 

@@ -135,7 +135,7 @@ b { font-weight: 650; }
 
 .timeline { width: 100%; }
 .timeline th, .timeline td { padding: 0; white-space: nowrap; }
-.timeline tbody th { padding-right: 18px; }
+.timeline tbody th, .timeline thead th:first-child { padding-right: 18px; }
 .timeline tbody tr:hover { background: var(--sunken); }
 .timeline td:nth-child(2), .timeline th:nth-child(2) { width: 100%; }
 .timeline .number { padding-left: 22px; font-size: 12.5px; }

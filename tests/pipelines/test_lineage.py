@@ -18,6 +18,8 @@ from pipelines.lineage import (
     history,
     new_run,
     runs,
+    served,
+    sessions,
     states,
     status,
     worked,
@@ -113,6 +115,11 @@ def test_neither_pauses_nor_endpoints_count_as_work():
     assert worked(first, now=9.0) == 8.0
     assert worked([*first, *second]) == 3.0 + 10.0
     assert worked([*first, second[0]], now=103.0) == 3.0 + 3.0
+    assert sessions([*first, *second]) == [(1.0, 4.0), (100.0, 110.0)]
+    assert sessions([*first, *second[:2]], now=300.0) == [(1.0, 4.0), (100.0, 110.0)]
+    assert served([*first, *second]) == 390.0
+    assert served([*first, *second[:2]], now=300.0) == 190.0
+    assert served(first, now=9.0) == 0.0
 
 
 def test_what_a_driver_writes_after_the_next_one_s_claim_does_not_count(store):

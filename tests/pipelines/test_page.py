@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import psutil
 import pytest
 
-from pipelines import processes
+from pipelines import lineage, processes
 from pipelines.__main__ import main
 from pipelines.lineage import Event, Journal
 from pipelines.page.account import account
@@ -231,6 +231,18 @@ def test_a_run_without_a_driver_was_interrupted(told):
     assert "It was interrupted before it ended. Go on with lfm resume" in run.page().text
 
 
+def test_of_a_killed_run_the_page_tells_what_its_steps_reported_last_like_the_terminal(told, capsys):
+    run = told().done("a").start("b", [{"done": 1, "total": 9, "time": 1_767_225_600.0 + 73}])
+    found = run.account(now=9e9)
+    assert found.sessions == ((run.time - 12, run.time + 60),)
+    assert (found.steps["b"].state, found.steps["b"].seconds) == ("interrupted", 60)
+    assert "took 1 min 12 s" in Page(document(found)).text
+    assert main(["show", RUN, "--store", run.store.storage.uri, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["seconds"] == 72
+    assert {n: s["state"] for n, s in said["steps"].items()} == {"a": "done", "b": "interrupted", "c": "waiting"}
+
+
 def test_a_resumed_run_leaves_out_the_time_in_which_nobody_worked(told):
     run = told().done("a").start("b")
     began, stopped = run.time - 12.0, run.time
@@ -245,6 +257,20 @@ def test_a_resumed_run_leaves_out_the_time_in_which_nobody_worked(told):
     page = run.page()
     assert "resumed once" in page.text
     assert "+2 h 0 min" in page.text
+
+
+def test_while_a_resumed_run_goes_on_what_its_first_driver_left_stays_interrupted(told, monkeypatch):
+    run = told().done("a").start("b")
+    run.time += 7200
+    run.begin()
+    run.reuse("a", RUN).start("b")
+    monkeypatch.setattr(lineage, "driver", lambda storage, run: 1)
+    found = run.account(now=run.time + 30)
+    assert [(a.state, a.ended - a.began) for a in found.steps["b"].attempts] == [
+        ("interrupted", 0.0),
+        ("running", 30.0),
+    ]
+    assert [s.state for s in found.steps.values()] == ["done", "running", "waiting"]
 
 
 def test_what_an_endpoint_was_up_for_is_no_work(told):
@@ -300,6 +326,14 @@ def test_where_two_look_the_same_no_one_is_the_best(told):
     for step, loss, match in (("one", 2.0, 0.0), ("two", 1.50001, 0.0), ("three", 1.5, 0.0)):
         run.done(step, sets={"x": {"documents": 5, "loss": loss, "exact_match": match}})
     assert "<b>" not in part(document(run.finish().account()), "table")
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(told):
+    run = told({n: {"model": "text"} for n in ("one", "two", "three")})
+    for step, loss in (("one", math.nan), ("two", 2.0), ("three", 1.5)):
+        run.done(step, sets={"x": {"documents": 5, "loss": loss}})
+    table = part(document(run.finish().account()), "table")
+    assert re.findall(r"<b>([^<]*)</b>", table) == ["1.500"]
 
 
 REQUIRED = [{"better": "a", "than": "b", "on": "x", "measure": m} for m in ("loss", "chrf")]
