@@ -25,6 +25,7 @@ from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
 from pipelines.failures import classify
+from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.registry import Registry
 from pipelines.storage.base import Storage, cache, remove
@@ -93,6 +94,7 @@ def execute(task: Task) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     storage = open_storage(task.store)
     began = time.monotonic()
+    reached("step: began")
     with _logged(storage, task.log), _as_before():
         try:
             done = _perform(task, storage)
@@ -116,6 +118,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     if task.method is not None and verb.family is not None:
         name, fields = task.method
         arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
+    reached("step: inputs are here")
     scratch = storage.scratch()
     work = _Workspace(scratch, task, storage)
     try:
@@ -124,6 +127,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
                 made = verb.body(work, **arguments)
         finally:
             work.flush()  # what it measured last often says why it failed
+        reached("step: body is done")
         if not isinstance(made, verb.gives):
             raise NothingSaved(task.operator, type(made).__name__)
         digest = made.digest or store.put(made.path, kind_of(type(made)), made.about)
@@ -144,6 +148,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     if not task.effect:
         result = store.commit(result)
     work.forget()
+    reached("step: checkpoints are gone")
     done = {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
     return {**done, "uri": result.uri} if result.uri else done
 
@@ -183,6 +188,7 @@ class _Workspace:
         number = int(older[-1].partition("-")[0]) + 1 if older else 1
         # The letters keep two attempts apart, should one that counts as lost still write.
         self._storage.adopt(folder, f"{self._keep_at}/{number:06}-{os.urandom(4).hex()}")
+        reached("keep: checkpoint is in")
         for name in older:
             self._storage.delete(f"{self._keep_at}/{name}")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from pipelines import processes
+from pipelines.faults import reached
 from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
 
@@ -82,8 +83,10 @@ class Journal:
         # Clocks of two machines tell no order, so the claim says how much of what came before it counts.
         counts = sum(_epoch(k) == before for k in storage.list(f"runs/{run}/journal"))
         claim = canonical({**processes.this(), "counts": counts})
+        reached("claim: decided")
         if not storage.put_if_absent(f"runs/{run}/claims/{before + 1:06}.json", claim):
             raise RunIsLive(run, "another claim", 0)
+        reached("claim: written")
         return cls(storage, run, before + 1)
 
     def attempts(self, step: str) -> int:
@@ -96,8 +99,12 @@ class Journal:
             self._segments += 1
             self._started.update(e.step for e in events if e.kind == "start")
             key = f"runs/{self.run}/journal/{self.epoch:06}-{self._segments:06}.json"
+            for event in events:
+                reached(f"journal: before {event.kind}")
             # Not canonical, which would sort: the plan's order of steps and an evaluation's of sets mean something.
             self.storage.put_if_absent(key, json.dumps([asdict(e) for e in events], separators=(",", ":")).encode())
+            for event in events:
+                reached(f"journal: after {event.kind}")
 
 
 def history(storage: Storage, run: str) -> list[Event]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lfm.errors import LfmError, UnknownName
 from operators.registration import check_alias, check_name
+from pipelines.faults import reached
 from pipelines.storage.base import MANIFEST, Storage, at_once
 from pipelines.store import canonical
 
@@ -100,7 +101,9 @@ class Registry:
             # Whoever loses the number reads again what the winner wrote: it may be the same digest.
             version = made(number=len(there) + 1)
             key = f"registry/{name}/versions/{version.number:06}.json"
+            reached("register: before the version")
             if self.storage.put_if_absent(key, canonical(asdict(version))):
+                reached("register: version is in")
                 return version
 
     def point(self, name: str, alias: str, number: int) -> None:
@@ -121,6 +124,7 @@ class Registry:
                 self.storage.put_if_absent(key, data) if old is None else self.storage.replace_if_match(key, data, old)
             )
             if written:
+                reached("register: alias has moved")
                 return
 
     def find(self, reference: str) -> Version:

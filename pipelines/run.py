@@ -14,6 +14,7 @@ from cluster.capacity import Capacity
 from operators.artifact import KINDS, Artifact, Deployment
 from pipelines.execute import Task, execute
 from pipelines.failures import BUDGETS, Failure, classify
+from pipelines.faults import reached
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
 from pipelines.schedule import Finish, Progress, Reuse, Start, decide, eased, infeasible
@@ -109,6 +110,7 @@ class _Driver:
                         self._record(happened)
                         happened = []
                         self.capacity = stack.enter_context(connect())
+                        reached("driver: Ray is open")
                         stack.enter_context(_sigterm_interrupts())
                         problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
                         if problems:
@@ -178,6 +180,7 @@ class _Driver:
             )
             .remote(task)
         )
+        reached("driver: a step was handed to Ray")
         self.tasks[reference] = _Attempt(task, time.monotonic())
         changed: dict[str, object] = {"memory": asks.memory} if asks != asked.resources else {}
         changed |= {k: v for k, v in planned.params.items() if v != asked.params[k]}
@@ -213,6 +216,7 @@ class _Driver:
                 sentence, failure = f"took longer than {task.resources.timeout:g} s and was ended", Failure.TIMEOUT
             failed = {"error": type(error).__name__, "class": failure.value, "sentence": sentence}
             outcome = {"kind": "fail", **failed, "log": task.log}
+        reached("driver: a step has answered")
         running = self.progress.running - {task.step}
         self.progress = replace(self.progress, running=running)
         if outcome["kind"] == "commit":

@@ -17,6 +17,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
+from pipelines.faults import reached
 from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
 from pipelines.storage.digests import Digests
 
@@ -83,12 +84,15 @@ class Store:
             if file.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"):
                 raise UnsafeArtifact(name, f"a {file.suffix} file, which may be a pickle")
             files[name] = {"sha256": digest_of(file), "size": file.stat().st_size}
+        reached("put: files are hashed")
         manifest = canonical({"about": dict(about), "files": files, "kind": kind})
         digest = hashlib.sha256(manifest).hexdigest()
         (folder / MANIFEST).write_bytes(manifest)
+        reached("put: manifest is written")
         if not self.storage.adopt(folder, f"artifacts/{digest}") and not self.whole(digest):
             self.quarantine(digest)
             self.storage.adopt(folder, f"artifacts/{digest}")
+        reached("put: artifact is in")
         return digest
 
     def get(self, digest: str) -> Artifact:
@@ -164,7 +168,9 @@ class Store:
         """Make `result` what its fingerprint stands for; one that came first and is whole stays."""
         key = f"results/{result.fingerprint}.json"
         data = canonical(asdict(result))
+        reached("commit: before the result")
         if self.storage.put_if_absent(key, data):
+            reached("commit: result is in")
             return result
         earlier = self.result(result.fingerprint)
         if earlier is not None and earlier.digest != result.digest and self.whole(earlier.digest):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.faults import reached
 from pipelines.storage.base import Entry, named, new_scratch, own_name, remove
 
 
@@ -68,6 +69,7 @@ class LocalStorage:
                 os.link(temporary, self.root / key)
             except FileExistsError:
                 return False
+            reached("write: key is there")
         return True
 
     def replace_if_match(self, key: str, data: bytes, old: bytes) -> bool:
@@ -80,6 +82,7 @@ class LocalStorage:
                 if self.read(key) != old:
                     return False
                 os.rename(temporary, self.root / key)
+                reached("replace: key is replaced")
         return True
 
     def adopt(self, folder: Path, key: str) -> bool:
@@ -91,6 +94,7 @@ class LocalStorage:
                     path.chmod(0o444)
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
+            reached("adopt: files are on disk")
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.rename(folder, target)
@@ -98,6 +102,7 @@ class LocalStorage:
                 if target.is_dir():
                     return False
                 raise
+            reached("adopt: folder is in")
             _sync_folder(target.parent)
         return True
 
@@ -150,6 +155,7 @@ class LocalStorage:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                reached("write: bytes are on disk")
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)

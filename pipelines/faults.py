@@ -1,0 +1,59 @@
+"""Points at which a process may die: between two of them something has happened or has not, and never half.
+
+Tests kill at each. A process that is started with ``LFM_FAULTS=FILE`` in its environment dies at the point that the
+file names, if it gets there, once: the file goes first. Without that variable nothing is looked at.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+EVENTS = ("started", "serving", "finished", "start", "reuse", "commit", "fail")
+POINTS = (
+    # The driver: around everything that it writes down.
+    "claim: decided",
+    "claim: written",
+    *(f"journal: {when} {event}" for event in EVENTS for when in ("before", "after")),
+    "driver: Ray is open",
+    "driver: a step was handed to Ray",
+    "driver: a step has answered",
+    # The step's process: around its body and inside of its commit.
+    "step: began",
+    "step: inputs are here",
+    "step: body is done",
+    "put: files are hashed",
+    "put: manifest is written",
+    "put: artifact is in",
+    "commit: before the result",
+    "commit: result is in",
+    "step: checkpoints are gone",
+    "keep: checkpoint is in",
+    "register: before the version",
+    "register: version is in",
+    "register: alias has moved",
+    # A folder as storage: around what cannot be done twice.
+    "adopt: files are on disk",
+    "adopt: folder is in",
+    "write: bytes are on disk",
+    "write: key is there",
+    "replace: key is replaced",
+)
+"""Every point by its name."""
+
+_FILE = os.environ.get("LFM_FAULTS", "")
+
+
+def reached(point: str) -> None:
+    """Die here, if somebody wants to see what happens then."""
+    if not _FILE:
+        return
+    assert point in POINTS, point
+    file = Path(_FILE)
+    try:
+        wanted = file.read_text() == point
+        if wanted:
+            file.unlink()
+    except FileNotFoundError:
+        return
+    if wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
