@@ -102,10 +102,13 @@ def prepared(tmp_path_factory, hasty_sqlite):
 
 
 @pytest.fixture
-def told(store, prepared, server_begun, request):
+def told(store, prepared, request):
     """A store whose runs go to an MLflow that all tests share: opening a database takes a second."""
     from tests.pipelines.mlflow_told import Told
 
+    # A server takes many seconds to come up: it begins early, where a test of the session needs one.
+    if any("server_begun" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("server_begun")
     return Told(store, f"sqlite:///{prepared}", request.function.__name__)
 
 

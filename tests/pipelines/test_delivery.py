@@ -351,6 +351,7 @@ def test_a_database_is_made_whole_by_whoever_is_first(tmp_path, prepared, monkey
     assert made == [f"sqlite:///{tmp_path / 'scratch' / 'mlflow.db'}"]
 
 
+@pytest.mark.slow
 def test_a_server_holds_what_a_database_holds(told, server_begun):
     server = server_begun.up()
     told.run().whole()

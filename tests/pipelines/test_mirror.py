@@ -155,6 +155,7 @@ def server(server_begun):
     return server_begun.up()
 
 
+@pytest.mark.slow
 def test_ui_tells_what_is_open_and_prints_its_address(server, told):
     assert server.said == f"MLflow at {server.uri}; Ctrl-C ends it\n"
     assert outbox.entries(server.store.storage) == {}
@@ -162,6 +163,7 @@ def test_ui_tells_what_is_open_and_prints_its_address(server, told):
     assert (run["name"], run["status"]) == ("waiting", "FINISHED")
 
 
+@pytest.mark.slow
 def test_ui_of_a_server_tells_it_what_is_open_and_says_where_it_is(server, told, capfd):
     told.run().whole()
     outbox.enter(told.storage, "r", server.uri)
@@ -171,12 +173,14 @@ def test_ui_of_a_server_tells_it_what_is_open_and_says_where_it_is(server, told,
     assert len(told.picture(where=server.uri)["runs"]) == 6
 
 
+@pytest.mark.slow
 def test_a_busy_port_is_a_sentence(server, capsys):
     assert main(["ui", "--store", server.store.storage.uri, "--mlflow", "own", "--port", str(server.port)]) == 2
     said = f"lfm ui: 127.0.0.1:{server.port} is in use, expected a free port. Give another one.\n"
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_pages_and_leaves_no_process(server):
     there = server.all()
     assert len(there) > 1
