@@ -18,7 +18,7 @@ from typing import Any
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
 from pipelines.faults import reached
-from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, digest_of
+from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, below, digest_of
 from pipelines.storage.digests import Digests
 
 
@@ -135,11 +135,14 @@ class Store:
 
         Raises:
             MissingArtifact: The store does not have it.
+            UnsafePath: A file's name leads out of it.
         """
         data = self.storage.read(f"artifacts/{digest}/{MANIFEST}")
         if data is None:
             raise MissingArtifact(digest)
         found: dict[str, Any] = json.loads(data)
+        for name in found["files"]:
+            below(Path(), name, f"artifact {digest[:12]}")
         return found
 
     def whole(self, digest: str, *, bytes_too: bool = False) -> bool:

@@ -15,7 +15,7 @@ from pipelines.inputs.model_files import headed, lacking, needed
 from pipelines.inputs.outlines import outline
 from pipelines.plan import InputProblem
 from pipelines.storage import s3_client
-from pipelines.storage.base import StorageFailed, at_once, cache, remove
+from pipelines.storage.base import StorageFailed, at_once, below, cache, remove
 
 SCHEME = "s3://"
 
@@ -75,7 +75,7 @@ def _downloaded(uri: str, found: Mapping[str, s3_client.Object], target: Path) -
 
     def get(name: str) -> bool:
         one = found[name]
-        path = folder / (name or _name(uri))
+        path = below(folder, name or _name(uri), uri)
         s3_client.download(bucket, one.key, path)
         path.chmod(0o444)
         return s3_client.tag(bucket, one.key) == one.etag

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from operators.row_files import JSON, PARQUET
-from pipelines.storage.base import at_once, cache, remove
+from pipelines.storage.base import at_once, below, cache, remove
 
 Read = Callable[[str, int, int], bytes]
 """The bytes of a file, by its name, from one place up to before another."""
@@ -53,7 +53,7 @@ def outline(name: str, sizes: Mapping[str, int], read: Read) -> Path | None:
         for file, one in zip(sizes, pieces, strict=True):
             if one is None:
                 return None
-            _write(folder / file, one)
+            _write(below(folder, file, name), one)
         try:
             os.rename(folder, target)
         except OSError:  # somebody else has made it meanwhile

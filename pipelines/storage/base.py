@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 from lfm.errors import LfmError
@@ -58,6 +58,20 @@ class DamagedFolder(LfmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.file!r} is not what the manifest says. Resume the run to make it again."
+
+
+class UnsafePath(LfmError, ValueError):
+    """A file's name that somebody else gave and that leads out of the folder that it is said to be in."""
+
+    def __init__(self, where: str, name: str) -> None:
+        super().__init__(where, name)
+        self.where, self.name = where, name
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: the name {self.name!r} leads out of its folder, expected one below it. Nothing of it was "
+            "read or written; look at who made it."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +170,18 @@ def new_scratch(below: Path) -> Path:
 def cache() -> Path:
     """Where this user keeps on this machine what can be fetched or computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfm"
+
+
+def below(folder: Path, name: str, where: str) -> Path:
+    """A file's path in a folder, by the name that a manifest or a listing has for it.
+
+    Raises:
+        UnsafePath: It is absolute or has ``..`` in it.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UnsafePath(where, name)
+    return folder / path
 
 
 def digest_of(path: Path) -> str:

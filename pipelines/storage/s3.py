@@ -23,6 +23,7 @@ from pipelines.storage.base import (
     StorageFailed,
     UnsupportedStorage,
     at_once,
+    below,
     cache,
     digest_of,
     new_scratch,
@@ -262,7 +263,8 @@ class S3Storage:
         try:
             if (target / MANIFEST).read_bytes() != manifest:
                 return False
-            return all((target / n).stat().st_size == f["size"] for n, f in _files(manifest).items())
+            files = _files(manifest).items()
+            return all(below(target, n, str(target)).stat().st_size == f["size"] for n, f in files)
         except OSError:
             return False
 
@@ -270,12 +272,12 @@ class S3Storage:
         names = [o.key.removeprefix(f"{self._below}{key}/") for o in self._objects(f"{key}/")]
 
         def get(name: str) -> None:
-            s3_client.download(self.bucket, f"{self._below}{key}/{name}", folder / name)
+            s3_client.download(self.bucket, f"{self._below}{key}/{name}", below(folder, name, f"{self.uri}/{key}"))
 
         at_once(get, [n for n in names if n != MANIFEST])
         (folder / MANIFEST).write_bytes(manifest)
         for name, expected in _files(manifest).items():
-            path = folder / name
+            path = below(folder, name, f"{self.uri}/{key}")
             if not path.is_file() or digest_of(path) != expected["sha256"]:
                 raise DamagedFolder(f"{self.uri}/{key}", name)
 

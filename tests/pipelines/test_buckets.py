@@ -61,6 +61,15 @@ def test_a_plan_sees_headers_and_the_first_rows_and_fetches_nothing_else(looks, 
     assert looks.check(Dataset(rows)).path.name == "rows.jsonl"
 
 
+@pytest.mark.parametrize("name", ["../out.jsonl", "deep/../../out.jsonl"])
+def test_a_name_that_leads_out_of_its_folder_is_no_part_of_it(looks, put, bucket, tmp_path, name):
+    put("folder/in.jsonl", f"folder/{name}", data=b'{"text": "a row"}')
+    data = Dataset(f"s3://{bucket}/folder")
+    assert names(looks.check(data).path) == ["in.jsonl"]
+    assert names(fetch(looks.pin(data)).path) == ["in.jsonl"]
+    assert not list(tmp_path.rglob("out.jsonl"))
+
+
 def test_what_changes_while_a_plan_looks_is_named(looks, put, monkeypatch):
     uri = put("rows.jsonl", data=b'{"text": "a row"}')
     listed = s3_client.listed

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines import processes
 from pipelines.storage import s3, s3_client
-from pipelines.storage.base import DamagedFolder, StorageFailed, UnsupportedStorage, UnusableStore, owner
+from pipelines.storage.base import DamagedFolder, StorageFailed, UnsafePath, UnsupportedStorage, UnusableStore, owner
 from pipelines.storage.local import LocalStorage
 from pipelines.storage.opening import open_storage
 from pipelines.storage.s3 import PART, S3Storage
@@ -294,6 +294,15 @@ def test_a_folder_damaged_on_s3_is_not_fetched(on_s3, bucket, monkeypatch, tmp_p
     with pytest.raises(DamagedFolder, match=r"some/where/x: 'b' is not what the manifest says"):
         there.fetch("x")
     assert not (there.copies / "x").exists()
+
+
+def test_an_object_that_would_be_written_outside_of_its_folder_is_not(on_s3, bucket, monkeypatch, tmp_path):
+    on_s3.adopt(folder_of(on_s3, a="1"), "x")
+    s3_client.client().put_object(Bucket=bucket, Key="some/where/x/../../../out", Body=b"3")
+    there, _ = elsewhere(on_s3, monkeypatch, tmp_path)
+    with pytest.raises(UnsafePath, match=r"some/where/x: the name '../../../out' leads out of its folder"):
+        there.fetch("x")
+    assert not list(tmp_path.rglob("out"))
 
 
 def test_a_folder_is_not_there_before_its_manifest(on_s3, bucket, monkeypatch):

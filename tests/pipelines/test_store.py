@@ -6,7 +6,8 @@ import pytest
 
 from operators.artifact import Dataset
 from pipelines.storage import s3_client
-from pipelines.store import MissingArtifact, Result, UnsafeArtifact
+from pipelines.storage.base import UnsafePath
+from pipelines.store import MissingArtifact, Result, UnsafeArtifact, canonical
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def test_a_single_file_is_put_as_a_folder(store):
     path = store.storage.scratch() / "deployment.json"
     path.write_text("{}")
     assert (store.get(store.put(path, "deployment", {})).path / "deployment.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["../data.txt", "/etc/passwd", "a/../../b", ""])
+def test_a_manifest_that_names_what_lies_outside_is_refused(store, name):
+    files = {name: {"sha256": "0" * 64, "size": 1}}
+    manifest = canonical({"about": {}, "files": files, "kind": "dataset"})
+    assert store.storage.put_if_absent("artifacts/d/manifest.json", manifest)
+    with pytest.raises(UnsafePath, match="leads out of its folder, expected one below it"):
+        store.get("d")
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "pytorch_model.bin", "x.pt", "x.ckpt"])
