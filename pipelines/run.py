@@ -190,7 +190,8 @@ class _Driver:
 
     def _finished(self) -> list[Event]:
         if not self.tasks:
-            time.sleep(POLL_S if self.due else 0.0)
+            if self.due:
+                time.sleep(POLL_S)
             return []
         import ray
 
@@ -222,8 +223,7 @@ class _Driver:
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
         else:
-            lost = self._lose(outcome["lost"]) if "lost" in outcome else True
-            if not lost:  # nothing here makes it again
+            if "lost" in outcome and not self._lose(outcome["lost"]):  # nothing here makes it again
                 outcome["class"] = Failure.USER.value
             counted = Counter(self.progress.failures.get(task.step, {})) + Counter([Failure(outcome["class"])])
             self.progress = replace(self.progress, failures={**self.progress.failures, task.step: counted})

@@ -18,7 +18,7 @@ from typing import Any
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
 from pipelines.faults import reached
-from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, below, digest_of
+from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, below, digest_of, remove
 from pipelines.storage.digests import Digests
 
 
@@ -102,13 +102,7 @@ class Store:
             MissingArtifact: The store does not have it.
             DamagedArtifact: It was damaged, and is in quarantine now.
         """
-        manifest = self.manifest(digest)
-        try:
-            folder = self.storage.fetch(f"artifacts/{digest}")
-        except DamagedFolder as damage:
-            self.quarantine(digest)
-            raise DamagedArtifact(digest, damage.file) from damage
-        return KINDS[manifest["kind"]](str(folder), digest, manifest["about"])
+        return self._fetched(digest, self.manifest(digest))
 
     def verified(self, digest: str, digests: Digests) -> Artifact:
         """The same, of which every byte was looked at since its files last changed.
@@ -117,18 +111,25 @@ class Store:
             MissingArtifact: The store does not have it.
             DamagedArtifact: It was damaged, and is in quarantine now.
         """
-        found = self.get(digest)
-        expected = {name: file["sha256"] for name, file in self.manifest(digest)["files"].items()}
-        try:
-            there = digests.of(found.path / name for name in expected)
-        except OSError as error:
+        manifest = self.manifest(digest)
+        found = self._fetched(digest, manifest)
+        damaged = _damaged(found.path, manifest["files"], digests)
+        if damaged and self.storage.copies is not None:  # a copy, and what it is of may be whole
+            remove(found.path)
+            found = self._fetched(digest, manifest)
+            damaged = _damaged(found.path, manifest["files"], digests)
+        if damaged:
             self.quarantine(digest)
-            raise DamagedArtifact(digest, Path(error.filename or "").name) from error
-        for (name, wanted), is_ in zip(expected.items(), there, strict=True):
-            if is_ != wanted:
-                self.quarantine(digest)
-                raise DamagedArtifact(digest, name)
+            raise DamagedArtifact(digest, damaged)
         return found
+
+    def _fetched(self, digest: str, manifest: Mapping[str, Any]) -> Artifact:
+        try:
+            folder = self.storage.fetch(f"artifacts/{digest}")
+        except DamagedFolder as damage:
+            self.quarantine(digest)
+            raise DamagedArtifact(digest, damage.file) from damage
+        return KINDS[manifest["kind"]](str(folder), digest, manifest["about"])
 
     def manifest(self, digest: str) -> dict[str, Any]:
         """What the store knows of an artifact: its kind, what was noted about it, its files' digests and sizes.
@@ -197,6 +198,15 @@ class Store:
         """The same for many at once, by fingerprint: those that have a result."""
         found = at_once(self.hit, dict.fromkeys(fingerprints))
         return {r.fingerprint: r for r in found if r is not None}
+
+
+def _damaged(folder: Path, files: Mapping[str, Any], digests: Digests) -> str:
+    """The first file that is not what the manifest says; empty where all are."""
+    try:
+        there = digests.of(folder / name for name in files)
+    except OSError as error:
+        return Path(error.filename or folder).name
+    return next((n for (n, expected), is_ in zip(files.items(), there, strict=True) if is_ != expected["sha256"]), "")
 
 
 class DamagedArtifact(LfmError, ValueError):

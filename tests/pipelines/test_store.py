@@ -7,7 +7,9 @@ import pytest
 from operators.artifact import Dataset
 from pipelines.storage import s3_client
 from pipelines.storage.base import UnsafePath
-from pipelines.store import MissingArtifact, Result, UnsafeArtifact, canonical
+from pipelines.storage.digests import Digests
+from pipelines.storage.local import LocalStorage
+from pipelines.store import DamagedArtifact, MissingArtifact, Result, Store, UnsafeArtifact, canonical
 
 
 @pytest.fixture
@@ -51,6 +53,30 @@ def test_a_single_file_is_put_as_a_folder(store):
     path = store.storage.scratch() / "deployment.json"
     path.write_text("{}")
     assert (store.get(store.put(path, "deployment", {})).path / "deployment.json").read_text() == "{}"
+
+
+def flipped(path):
+    path.chmod(0o644)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def test_bytes_that_changed_where_they_are_kept_put_the_artifact_in_quarantine(tmp_path):
+    store = Store(LocalStorage(tmp_path / "store"))
+    digest, digests = made(store), Digests(tmp_path / "memory.sqlite")
+    flipped(store.verified(digest, digests).path / "data.txt")
+    with pytest.raises(DamagedArtifact, match=f"artifact {digest[:12]}: 'data.txt' is not what was put in"):
+        store.verified(digest, digests)
+    with pytest.raises(MissingArtifact):
+        store.get(digest)
+    assert store.storage.list("quarantine")
+
+
+def test_bytes_that_changed_in_a_copy_are_fetched_again_and_nothing_is_lost(s3_store, tmp_path):
+    digest, digests = made(s3_store), Digests(tmp_path / "memory.sqlite")
+    path = s3_store.verified(digest, digests).path / "data.txt"
+    flipped(path)
+    assert (s3_store.verified(digest, digests).path / "data.txt").read_text() == "x"
+    assert s3_store.storage.list("quarantine") == ()
 
 
 @pytest.mark.parametrize("name", ["../data.txt", "/etc/passwd", "a/../../b", ""])
