@@ -21,7 +21,6 @@ from stages import staged
 from warm_ray import driven
 
 import pipelines.run
-from cluster.capacity import Capacity
 from cluster.connect import cluster
 from operators.pretraining import Architecture, new_model, train_tokenizer
 
@@ -54,14 +53,14 @@ print(time.time())
 OURS, FIRST, SCRIPT = "next step of a worker", "first step of a worker", "bare script"
 
 
-def one_step(home: Path, there: Capacity, number: int) -> dict[str, Any]:
+def one_step(home: Path, number: int) -> dict[str, Any]:
     """Run it; another number is another seed, so that nothing is reused."""
     path = home / "first_batch.yaml"
     path.write_text(PIPELINE.replace("HOME", str(home)).replace("NUMBER", str(number)))
     pipelines.run._remote.cache_clear()
     began = time.time()
     with mock.patch("pipelines.run.execute", lambda task: staged(task, began)):
-        _, events = driven(path, home / "store", there)
+        _, events = driven(path, home / "store")
     (ended,) = (e for e in events if e.kind == "commit")
     return dict(ended.data)
 
@@ -103,15 +102,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="first-") as folder, cluster("local") as there:
+    with tempfile.TemporaryDirectory(prefix="first-") as folder, cluster("local"):
         home = Path(folder)
         prepared(home, asked)
-        first = one_step(home, there, 0)
+        first = one_step(home, 0)
         known, nexts = {first["worker"]}, []
 
         def ours(number: int) -> float:
             while True:  # Ray has a worker for each CPU and may choose one that has not run a step yet
-                found = one_step(home, there, 1 + len(known) + number)
+                found = one_step(home, 1 + len(known) + number)
                 if found["worker"] in known:
                     nexts.append(found)
                     return float(found["before"])

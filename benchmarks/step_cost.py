@@ -17,7 +17,6 @@ from typing import Any
 from rounds import Figure, command_line, compared, interleaved, said
 from warm_ray import driven
 
-from cluster.capacity import Capacity
 from cluster.connect import cluster
 from pipelines.__main__ import ROOT
 
@@ -70,9 +69,9 @@ class Chain:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def seconds(self, there: Capacity, number: int) -> float:
+    def seconds(self, number: int) -> float:
         """A step's share of running it on a Ray that is there."""
-        return driven(self.written(number), self.store, there)[0] / self.steps
+        return driven(self.written(number), self.store)[0] / self.steps
 
     def typed(self, *words: str) -> dict[str, Any]:
         """`lfm run` in a process of its own: what it says of itself, and `process`, the seconds of all of it."""
@@ -112,13 +111,13 @@ def _nothing(number: int) -> int:
 
 def on_a_warm_ray(chain: Chain, rounds: int) -> list[Figure]:
     """Steps against tasks, after a round that starts workers and imports what they need."""
-    with cluster("local") as there:
-        chain.seconds(there, 0)
+    with cluster("local"):
+        chain.seconds(0)
         bare_seconds(chain.steps)
         values = interleaved(
             {
                 BARE: lambda _: 1e3 * bare_seconds(chain.steps),
-                OURS: lambda number: 1e3 * chain.seconds(there, 1 + number),
+                OURS: lambda number: 1e3 * chain.seconds(1 + number),
             },
             rounds,
         )

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,42 @@ DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """What one machine of a cluster has; `memory` in bytes, `accelerators` as Ray calls them."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = float("inf")
+    accelerators: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """What a cluster has in all; `memory` in bytes, `accelerators` as Ray calls them, None where nobody has looked."""
+    """What a cluster has in all.
+
+    Attributes:
+        memory: In bytes.
+        accelerators: As Ray calls them; None where nobody has looked.
+        nodes: What each machine has; empty where nobody has looked, or where it does not matter.
+    """
 
     cpus: float
     gpus: float
     memory: float = float("inf")
     accelerators: frozenset[str] | None = None
+    nodes: tuple[Node, ...] = ()
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> "Capacity":
+        """All that some machines have."""
+        found = tuple(nodes)
+        return cls(
+            cpus=sum(n.cpus for n in found),
+            gpus=sum(n.gpus for n in found),
+            memory=sum(n.memory for n in found),
+            accelerators=frozenset().union(*(n.accelerators for n in found)),
+            nodes=found,
+        )
 
 
 def here() -> Capacity:

@@ -4,10 +4,10 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from cluster.capacity import Capacity, here
+from cluster.capacity import Capacity, Node, here
 from lfm.errors import LfmError
 
 
@@ -63,21 +63,23 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
     # To have its subreaper work, Ray ignores SIGCHLD behind Python's back, and every child's exit code would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield _all_of(ray)
+        yield capacity()
     finally:
         ray.shutdown()
         _forget(home)
 
 
-def _all_of(ray: "object") -> Capacity:
-    there = ray.cluster_resources()  # type: ignore[attr-defined]
-    kinds = frozenset(k.removeprefix("accelerator_type:") for k in there if k.startswith("accelerator_type:"))
-    return Capacity(
-        cpus=there.get("CPU", 0.0),
-        gpus=there.get("GPU", 0.0),
-        memory=there.get("memory", float("inf")),
-        accelerators=kinds,
-    )
+def capacity() -> Capacity:
+    """What the cluster has to which this process is connected, without the nodes that are about to leave it."""
+    import ray
+
+    leaving = ray._private.state.state.get_draining_nodes()
+    return Capacity.of(_node(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
+
+
+def _node(has: Mapping[str, float]) -> Node:
+    kinds = frozenset(k.removeprefix("accelerator_type:") for k in has if k.startswith("accelerator_type:"))
+    return Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=has.get("memory", 0.0), accelerators=kinds)
 
 
 def _short() -> str | None:

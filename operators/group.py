@@ -19,6 +19,7 @@ from lfm.errors import LfmError
 from operators.code import Code, bring
 from operators.learner import Place
 from operators.loop import Job, train
+from operators.notices import Notices
 from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
@@ -100,7 +101,7 @@ class _Teller:
     """What the loop tells, in a worker."""
 
     def __init__(self, home: Path, place: Place) -> None:
-        self.home, self.place = home, place
+        self.home, self.place, self.notices = home, place, Notices()
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         self._tell({"done": done, "total": total, "measures": measures})
@@ -113,6 +114,9 @@ class _Teller:
         if self.place.world > 1:
             torch.distributed.broadcast_object_list(found, src=0, device=self.place.device)
         return Path(found[0]) if found[0] else None
+
+    def leaving(self) -> bool:
+        return self.notices.leaving()
 
     def _tell(self, line: Mapping[str, Any]) -> None:
         with (self.home / TOLD).open("a") as file:

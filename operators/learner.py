@@ -82,11 +82,12 @@ class Learner(ABC):
         """The parameters that do not learn, like `weights`, where they are not whole in the objective."""
         return {}
 
-    def total(self, value: Tensor) -> float:
-        """The sum of one number over all workers."""
+    def totals(self, values: Tensor) -> list[float]:
+        """The sum of each number over all workers."""
         if self.place.world > 1:
-            torch.distributed.all_reduce(value)
-        return float(value)
+            torch.distributed.all_reduce(values)
+        found: list[float] = values.tolist()
+        return found
 
     @torch.no_grad()
     def mean_loss(self, rows: Rows) -> float:
@@ -101,7 +102,7 @@ class Learner(ABC):
             with self.precision():
                 loss += self.objective(on_device(rows, micro, self.place.device)).double()
         self.objective.train()
-        return self.total(loss) / rows.loss_tokens
+        return self.totals(loss[None])[0] / rows.loss_tokens
 
     def precision(self) -> AbstractContextManager[Any]:
         """What a forward pass runs in."""

@@ -15,6 +15,7 @@ from lfm.errors import HyperparameterError, LfmError
 from lfm.weights import Weights
 from operators.batches import IGNORED, NoLossToken, Rows, global_batch, on_device, share
 from operators.learner import Learner, Place as Place, Replicas
+from operators.notices import Preempted
 from operators.training import Training
 
 STATE = "manifest.json"
@@ -73,6 +74,9 @@ class Reporter(Protocol):
     def kept(self) -> Path | None:
         """See `Workspace`."""
 
+    def leaving(self) -> bool:
+        """See `Workspace`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
@@ -96,6 +100,7 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         HyperparameterError: It is to look at held-out data, of which there are none.
         NoLossToken: A global batch has nothing to learn.
         Diverged: The loss is no number any more.
+        Preempted: The machine of one of the processes is about to be taken away; there is a checkpoint.
     """
     if training.validate_every and job.held_out is None:
         raise HyperparameterError("training", "validate_every", training.validate_every, "0 without held-out data")
@@ -109,7 +114,8 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         torch.manual_seed(int(np.random.SeedSequence([training.seed, step, place.rank]).generate_state(1)[0]))
         loss, tokens = _accumulate(learner, job, step)
         norm = learner.step(training.rate(step, steps))
-        mean = learner.total(loss) / tokens
+        total, leaving = learner.totals(torch.stack([loss, torch.full_like(loss, reporter.leaving())]))
+        mean = total / tokens
         if not (np.isfinite(mean) and (norm is None or np.isfinite(norm))):
             raise Diverged(step + 1, mean, norm if norm is not None else float("inf"))
         tokens_seen += tokens
@@ -125,8 +131,11 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         if ended:
             steps = step + 1
             break
-        if training.checkpoint_every and (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
+        due = training.checkpoint_every and (step + 1) % training.checkpoint_every == 0
+        if (due or leaving) and step + 1 < steps:
             _keep(learner, watch, step + 1, tokens_seen, reporter, scratch)
+            if leaving:
+                raise Preempted(step + 1, steps)
     weights = watch.best if watch.best_loss < float("inf") else learner.weights()
     if job.needs_frozen:
         weights = {**learner.frozen(), **weights}

@@ -37,7 +37,8 @@ class Resources:
         out_of_memory: What is changed when it ran out of memory, before it is tried once more: ``micro_batch`` halves
             the rows that a worker holds at once, at the same global batch; ``memory`` asks for twice as much;
             ``nothing`` does not try. None is ``micro_batch`` for what trains, else ``memory`` where it asks for some.
-        timeout: Seconds after which an attempt is ended, with all processes that it started; 0 lets it go on.
+        timeout: Seconds of work after which an attempt is ended, with all processes that it started; 0 lets it go on.
+        schedule_timeout: Seconds for which the step waits for a cluster that could hold it, where nodes were lost.
     """
 
     workers: int = 1
@@ -49,6 +50,7 @@ class Resources:
     memory: int = 0
     out_of_memory: Literal["micro_batch", "memory", "nothing"] | None = None
     timeout: float = 0.0
+    schedule_timeout: float = 600.0
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
 
@@ -66,6 +68,7 @@ class Resources:
             (self.memory >= 0, "memory", "bytes, memory >= 0"),
             (self.out_of_memory != "memory" or self.memory > 0, "out_of_memory", "'memory' only with memory > 0"),
             (self.timeout >= 0, "timeout", "seconds, timeout >= 0"),
+            (self.schedule_timeout >= 0, "schedule_timeout", "seconds, schedule_timeout >= 0"),
             (
                 (self.accelerator == "cpu") == (self.gpus_per_worker == 0),
                 "accelerator",

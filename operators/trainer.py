@@ -98,7 +98,9 @@ def _together(
             run_config=RunConfig(
                 name=f"step-{work.seed:012x}",
                 storage_path=str(home),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=START_TRIES),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=START_TRIES
+                ),
             ),
         )
         try:

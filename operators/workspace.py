@@ -29,13 +29,17 @@ class Workspace(Protocol):
         """Say how far the step is, and what it measures there (a loss): cheap, call it at every step."""
 
     def keep(self, folder: Path) -> None:
-        """Keep a folder below `scratch` as a checkpoint of this step, instead of an older one.
+        """Keep a folder below `scratch` as a checkpoint of this step.
 
-        It holds a `manifest.json`, as an artifact does, and goes when the step ends well.
+        It holds a `manifest.json`, a JSON object to which what is known of the other files is added as ``files``. The
+        newest whole one of the last two counts; both go when the step ends well.
         """
 
     def kept(self) -> Path | None:
         """The checkpoint that an earlier attempt at the same fingerprint kept last, or None."""
+
+    def leaving(self) -> bool:
+        """Whether this machine is about to be taken away: keep what there is, and raise `Preempted`."""
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         """Make what lies at `path`, a file or a folder below `scratch`, an artifact.

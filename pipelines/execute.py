@@ -1,6 +1,7 @@
 """Task -> outcome: what happens inside the process that runs one step."""
 
 import functools
+import hashlib
 import json
 import os
 import random
@@ -23,16 +24,18 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
+from operators.notices import Notices
 from operators.resources import Resources
 from pipelines.failures import classify
 from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.registry import Registry
-from pipelines.storage.base import Storage, cache, remove
+from pipelines.storage.base import DamagedFolder, Storage, at_once, cache, digest_of, remove
 from pipelines.storage.digests import Digests
 from pipelines.storage.opening import open_storage
-from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store
+from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store, canonical, damaged
 
+NAMED = 16  # letters of a checkpoint's digest that are in its name
 SHIP_S = 5.0  # how old the end of a log may be where it does not lie on this machine
 
 A = TypeVar("A", bound=Artifact)
@@ -166,6 +169,8 @@ class _Workspace:
         self._keep_at = f"checkpoints/{task.fingerprint}"
         self._lines: list[dict[str, Any]] = []
         self._due = 0.0
+        self._trusted: set[str] = set()  # checkpoints that this process has made or looked through
+        self._notices = Notices()
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         line = {"done": done, "total": total, "time": time.time()}
@@ -186,15 +191,39 @@ class _Workspace:
     def keep(self, folder: Path) -> None:
         older = self._checkpoints()
         number = int(older[-1].partition("-")[0]) + 1 if older else 1
-        # The letters keep two attempts apart, should one that counts as lost still write.
-        self._storage.adopt(folder, f"{self._keep_at}/{number:06}-{os.urandom(4).hex()}")
+        name = f"{number:06}-{_listed(folder)}"
+        self._storage.adopt(folder, f"{self._keep_at}/{name}")
+        self._trusted.add(name)
         reached("keep: checkpoint is in")
-        for name in older:
-            self._storage.delete(f"{self._keep_at}/{name}")
+        for gone in older[:-1]:  # the one before stays, should this one turn out damaged
+            self._storage.delete(f"{self._keep_at}/{gone}")
 
     def kept(self) -> Path | None:
-        found = self._checkpoints()
-        return self._storage.fetch(f"{self._keep_at}/{found[-1]}") if found else None
+        for name in reversed(self._checkpoints()):
+            key = f"{self._keep_at}/{name}"
+            damaged = "" if name in self._trusted else self._damaged(key)
+            if not damaged:
+                self._trusted.add(name)
+                return self._storage.fetch(key)
+            print(f"Checkpoint {name}: {damaged!r} is not what was kept, so it counts as lost.", file=sys.stderr)
+            self._storage.discard(key, f"quarantine/{name}")
+        return None
+
+    def leaving(self) -> bool:
+        return self._notices.leaving()
+
+    def _damaged(self, key: str) -> str:
+        """A file of a checkpoint that is not what was kept; empty where all are."""
+        try:
+            folder = self._storage.fetch(key)
+            manifest = (folder / MANIFEST).read_bytes()
+            if hashlib.sha256(manifest).hexdigest()[:NAMED] != key.rpartition("-")[2]:
+                return MANIFEST
+            return damaged(folder, json.loads(manifest)["files"], Digests(memory_of(self._storage)))
+        except DamagedFolder as damage:
+            return damage.file
+        except ValueError:
+            return MANIFEST
 
     def forget(self) -> None:
         """Drop the checkpoints, which nobody needs once the step's result is there."""
@@ -215,6 +244,20 @@ class _Workspace:
         version = registry.register(name, artifact.digest, kind, run=run, step=step, about=about)
         registry.point(name, alias, version.number)
         return version.number
+
+
+def _listed(folder: Path) -> str:
+    """Add to a checkpoint's manifest what its other files are; returns how that manifest's digest begins."""
+    path = folder / MANIFEST
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != path)
+    sums = at_once(digest_of, files)
+    known = {
+        p.relative_to(folder).as_posix(): {"sha256": digest, "size": p.stat().st_size}
+        for p, digest in zip(files, sums, strict=True)
+    }
+    manifest = canonical({**json.loads(path.read_bytes()), "files": known})
+    path.write_bytes(manifest)
+    return hashlib.sha256(manifest).hexdigest()[:NAMED]
 
 
 def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Failure(StrEnum):
     """A disk or an object store refused or lost something."""
     TIMEOUT = "timeout"
     """It did not end in the time that it had."""
+    CAPACITY = "capacity"
+    """Nothing in the cluster could hold it, for as long as it may wait for that."""
     OTHER = "other"
     """Its process died, or anything else."""
 
@@ -33,6 +35,7 @@ BUDGETS: Mapping[Failure, int] = {
     Failure.NODE: 4,
     Failure.STORAGE: 2,
     Failure.TIMEOUT: 0,
+    Failure.CAPACITY: 0,
     Failure.OTHER: 0,
 }
 """How many failures of each class a step survives."""
@@ -51,6 +54,7 @@ BUGS = (
     ValueError,
 )
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOMEM}
+LOST_NODE = "because its node has died"  # what Ray says of an actor, of which no type tells it
 NO_MEMORY = ("can't allocate memory", "out of memory")  # what torch says of the host, and devices of themselves
 # By name, so that neither torch nor Ray nor a storage has to be imported to ask.
 NAMES = {
@@ -58,6 +62,8 @@ NAMES = {
     "DamagedArtifact": Failure.STORAGE,
     "MissingArtifact": Failure.STORAGE,
     "OutOfMemoryError": Failure.MEMORY,
+    "Preempted": Failure.PREEMPTION,
+    "PreemptionError": Failure.PREEMPTION,
     "NodeDiedError": Failure.NODE,
     "LocalRayletDiedError": Failure.NODE,
 }
@@ -79,6 +85,8 @@ def classify(error: BaseException) -> Failure:
 
 
 def _alone(error: BaseException) -> Failure:
+    if getattr(error, "preempted", False):  # what Ray says of an actor
+        return Failure.PREEMPTION
     named = next((NAMES[c.__name__] for c in type(error).__mro__ if c.__name__ in NAMES), None)
     if named is not None:
         return named
@@ -88,6 +96,8 @@ def _alone(error: BaseException) -> Failure:
         return Failure.MEMORY
     if isinstance(error, OSError) and error.errno in REFUSED:
         return Failure.STORAGE
+    if LOST_NODE in str(error):
+        return Failure.NODE
     return Failure.USER if isinstance(error, (LfmError, *BUGS)) else Failure.OTHER
 
 

@@ -8,13 +8,16 @@ import os
 import signal
 from pathlib import Path
 
-EVENTS = ("started", "serving", "finished", "start", "reuse", "commit", "fail")
+EVENTS = ("started", "serving", "finished", "wait", "start", "reuse", "commit", "fail")
 POINTS = (
     # The driver: around everything that it writes down.
     "claim: decided",
     "claim: written",
     *(f"journal: {when} {event}" for event in EVENTS for when in ("before", "after")),
     "driver: Ray is open",
+    "lease: taken",
+    "lease: before it is given back",
+    "lease: given back",
     "driver: a step was handed to Ray",
     "driver: a step has answered",
     # The step's process: around its body and inside of its commit.

@@ -48,8 +48,8 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``started``, ``serving`` and ``finished`` (the run); ``start``, ``reuse``, ``commit``, ``fail`` (a step);
-            ``heard``, which no journal has (`pipelines.view.heard`).
+        kind: ``started``, ``serving`` and ``finished`` (the run); ``wait``, ``start``, ``reuse``, ``commit`` and
+            ``fail`` (a step); ``heard``, which no journal has (`pipelines.view.heard`).
         time: Seconds since 1970.
     """
 
@@ -229,9 +229,13 @@ def states(events: Iterable[Event], steps: Iterable[str], *, live: bool = True) 
         if event.kind in ("started", "finished"):  # whatever still ran ended with its driver
             ended = event.time if event.kind == "finished" else heard
             found = {n: _interrupted(s, ended) for n, s in found.items()}
-        elif old is not None and event.kind == "reuse" and old.state == "done":  # by an earlier driver of this run
+        elif old is None:
+            pass
+        elif event.kind == "wait" or (
+            event.kind == "reuse" and old.state == "done"
+        ):  # by an earlier driver of this run
             found[event.step] = replace(old, data={**old.data, **event.data})
-        elif old is not None and event.kind in STATES:
+        elif event.kind in STATES:
             found[event.step] = StepState(
                 state=STATES[event.kind],
                 attempts=old.attempts + (event.kind == "start"),

@@ -1,27 +1,43 @@
-"""Decisions -> Ray -> Events: does what `schedule` decides, and writes down what happened."""
+"""Decisions -> attempts -> Events: does what `schedule` decides, and writes down what happened."""
 
 import contextlib
-import functools
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from cluster.capacity import Capacity
+from cluster.pool import Pool
 from operators.artifact import KINDS, Artifact, Deployment
-from pipelines.execute import Task, execute
-from pipelines.failures import BUDGETS, Failure, classify
+from pipelines.attempts import Attempts
+from pipelines.execute import Task
+from pipelines.failures import BUDGETS, Failure
 from pipelines.faults import reached
+from pipelines.leases import Leases
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
-from pipelines.schedule import Finish, Progress, Reuse, Start, decide, eased, infeasible
+from pipelines.schedule import (
+    Finish,
+    Progress,
+    Refuse,
+    Reuse,
+    Start,
+    Wait,
+    decide,
+    eased,
+    given_up,
+    infeasible,
+    reusable,
+)
 from pipelines.spec import Reference
 from pipelines.store import Store
 
 POLL_S = 0.5  # how often whoever watches hears that nothing has happened
+LOOK_S = 2.0  # how often the cluster is looked at, and what other runs compute
 
 Watch = Callable[[Sequence[Event]], None]
 
@@ -31,7 +47,7 @@ def run(
     store: Store,
     journal: Journal,
     *,
-    connect: Callable[[], AbstractContextManager[Capacity]],
+    connect: Callable[[], AbstractContextManager[Pool]],
     stays: bool = False,
     forced: Sequence[str] = (),
     retries: int = 0,
@@ -58,15 +74,6 @@ def run(
     return _Driver(plan, store, journal, watch, frozenset(forced), budgets).drive(connect, stays=stays)
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One task that was handed to Ray, when, and whether it was ended because it took too long."""
-
-    task: Task
-    began: float
-    late: bool = False
-
-
 class _Driver:
     """One run's state: what has happened, what runs, and what each finished step made."""
 
@@ -84,16 +91,20 @@ class _Driver:
         self.made: dict[str, Artifact] = dict(plan.inputs)
         found = store.hits(s.fingerprint for s in plan.steps.values())
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
-        stored = frozenset(found)
-        self.progress = Progress(stored=stored, forced=forced)
-        self.tasks: dict[Any, _Attempt] = {}
+        self.progress = Progress(stored=frozenset(found), forced=forced)
+        self.leases = Leases(store.storage, journal.run)
         self.due: list[tuple[float, Start]] = []  # what was decided and waits
+        self.waits: dict[str, float] = {}  # since when a step waits for a cluster that could hold it
+        self.pool: Pool | None = None
+        self.attempts: Attempts | None = None
         self.capacity: Capacity | None = None
+        self.look_at = 0.0
 
-    def drive(self, connect: Callable[[], AbstractContextManager[Capacity]], *, stays: bool) -> str:
+    def drive(self, connect: Callable[[], AbstractContextManager[Pool]], *, stays: bool) -> str:
         status = "failed"
         happened: list[Event] = []
         with ExitStack() as stack:
+            stack.callback(self.leases.give_all_back)
             try:
                 while True:
                     decisions = decide(self.plan, self.progress, self.capacity, budgets=self.budgets)
@@ -105,20 +116,19 @@ class _Driver:
                             self._stay()
                         break
                     happened += [self._reuse(d.step) for d in decisions if isinstance(d, Reuse)]
-                    starts = [d for d in decisions if isinstance(d, Start)]
-                    if starts and self.capacity is None:
+                    happened += self._unplaced([d for d in decisions if isinstance(d, Wait | Refuse)])
+                    starts, waits = self._claimed([d for d in decisions if isinstance(d, Start)])
+                    happened += waits
+                    if starts and self.attempts is None:
                         self._record(happened)
                         happened = []
-                        self.capacity = stack.enter_context(connect())
-                        reached("driver: Ray is open")
+                        self._open(stack.enter_context(connect()))
                         stack.enter_context(_sigterm_interrupts())
-                        problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
-                        if problems:
-                            raise PlanError(tuple(map(str, problems)))
                         continue
                     # One segment for what ended and what follows: the disk is waited for while the next step runs.
                     self._record([*happened, *map(self._start, self._due(starts))])
                     happened = self._finished()
+                    self._look()
             except KeyboardInterrupt:
                 status = "interrupted"
             except BaseException:
@@ -126,6 +136,13 @@ class _Driver:
                 raise
             self._record([Event("finished", data={"status": status})])
         return status
+
+    def _open(self, pool: Pool) -> None:
+        self.pool, self.attempts, self.capacity = pool, Attempts(pool), pool.capacity()
+        reached("driver: Ray is open")
+        problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
+        if problems:
+            raise PlanError(tuple(map(str, problems)))
 
     def _stay(self) -> None:
         """Wait for Ctrl-C where a step has brought up an endpoint."""
@@ -154,6 +171,63 @@ class _Driver:
         }
         return Event("reuse", step, data)
 
+    def _unplaced(self, decisions: Sequence[Wait | Refuse]) -> list[Event]:
+        """Note since when steps wait for a larger cluster, and give up those that have waited long enough."""
+        now = time.monotonic()
+        new = [d for d in decisions if isinstance(d, Wait) and d.step not in self.waits]
+        self.waits = {d.step: self.waits.get(d.step, now) for d in decisions}
+        self.progress = replace(self.progress, waited={s: now - since for s, since in self.waits.items()})
+        return [
+            *(Event("wait", d.step, {"why": d.why}) for d in new),
+            *(self._refused(d) for d in decisions if isinstance(d, Refuse)),
+        ]
+
+    def _refused(self, decision: Refuse) -> Event:
+        self._failed(self.plan.steps[decision.step], Failure.CAPACITY)
+        said = {"error": "Unschedulable", "class": Failure.CAPACITY.value, "sentence": decision.why, "log": ""}
+        return Event("fail", decision.step, {**said, "attempt": self.journal.attempts(decision.step)})
+
+    def _claimed(self, starts: Sequence[Start]) -> tuple[list[Start], list[Event]]:
+        """Those of which this run is to compute the results, and what there is to say of those that others compute."""
+        ours, events = [], []
+        for start in starts:
+            step = self.plan.steps[start.step]
+            holder = self._holder(step)
+            if reusable(step, self.progress):
+                continue
+            if not holder:
+                ours.append(start)
+                continue
+            self.progress = replace(self.progress, elsewhere=self.progress.elsewhere | {step.name})
+            events.append(Event("wait", step.name, {"why": f"run {holder} computes it", "run": holder}))
+        return ours, events
+
+    def _holder(self, step: PlannedStep) -> str:
+        """The run that computes a step's result now, where that is not for us to do; one that is there is noted."""
+        shared = step.fingerprint and not step.effect and step.name not in self.progress.forced
+        if not shared or self.leases.holds(step.fingerprint, step.name):
+            return ""
+        holder = self.leases.take(step.fingerprint, step.name)
+        hit = self.store.hit(step.fingerprint)
+        if hit is not None:
+            self.leases.give_back(step.fingerprint, step.name)
+            self.hits[step.name] = hit
+            self.progress = replace(self.progress, stored=self.progress.stored | {step.fingerprint})
+        return holder
+
+    def _look(self) -> None:
+        """See what the cluster has and what others have computed, now and then."""
+        self.leases.beat()
+        now = time.monotonic()
+        if now < self.look_at:
+            return
+        self.look_at = now + LOOK_S
+        if self.pool is not None:
+            self.capacity = self.pool.capacity()
+        steps = [self.plan.steps[s] for s in self.progress.elsewhere]
+        back = {s.name for s in steps if not self._holder(s) or reusable(s, self.progress)}
+        self.progress = replace(self.progress, elsewhere=self.progress.elsewhere - back)
+
     def _due(self, starts: Sequence[Start]) -> list[Start]:
         """What may start now, of these and of what waited."""
         now = time.monotonic()
@@ -164,24 +238,12 @@ class _Driver:
         return ready
 
     def _start(self, start: Start) -> Event:
+        assert self.attempts is not None
         step, asked = start.step, self.plan.steps[start.step]
         planned = eased(asked, start.eased)
         task = self._task(planned)
+        self.attempts.start(task, alone=not planned.starts_workers)
         asks = planned.resources
-        alone = not planned.starts_workers
-        reference = (
-            _remote(fresh=asks.gpus > 0)
-            .options(
-                name=step,
-                num_cpus=asks.cpus_per_worker if alone else 0,
-                num_gpus=asks.gpus_per_worker if alone else 0,
-                memory=asks.memory or None if alone else None,
-                accelerator_type=asks.accelerator if alone and asks.accelerator not in ("cpu", "gpu") else None,
-            )
-            .remote(task)
-        )
-        reached("driver: a step was handed to Ray")
-        self.tasks[reference] = _Attempt(task, time.monotonic())
         changed: dict[str, object] = {"memory": asks.memory} if asks != asked.resources else {}
         changed |= {k: v for k, v in planned.params.items() if v != asked.params[k]}
         return Event(
@@ -189,45 +251,30 @@ class _Driver:
         )
 
     def _finished(self) -> list[Event]:
-        if not self.tasks:
-            if self.due:
+        if not self.attempts:
+            if self.due or self.waits or self.progress.elsewhere:
                 time.sleep(POLL_S)
             return []
-        import ray
+        return [self._ended(task, outcome) for task, outcome in self.attempts.ended(POLL_S)]
 
-        ready, open_ones = ray.wait(list(self.tasks), num_returns=1, timeout=POLL_S)
-        for reference in open_ones:
-            attempt = self.tasks[reference]
-            limit = attempt.task.resources.timeout
-            if limit and not attempt.late and time.monotonic() - attempt.began > limit:
-                self.tasks[reference] = replace(attempt, late=True)
-                ray.cancel(reference, force=True)  # its process ends, and with it all that it started
-        return [self._ended(reference) for reference in ready]
-
-    def _ended(self, reference: Any) -> Event:
-        import ray
-
-        attempt = self.tasks.pop(reference)
-        task = attempt.task
-        try:
-            outcome = ray.get(reference)
-        except ray.exceptions.RayError as error:  # the process died; whatever a step raises comes as an outcome
-            sentence, failure = str(error).strip().partition("\n")[0], classify(error)
-            if attempt.late:
-                sentence, failure = f"took longer than {task.resources.timeout:g} s and was ended", Failure.TIMEOUT
-            failed = {"error": type(error).__name__, "class": failure.value, "sentence": sentence}
-            outcome = {"kind": "fail", **failed, "log": task.log}
-        reached("driver: a step has answered")
-        running = self.progress.running - {task.step}
-        self.progress = replace(self.progress, running=running)
+    def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
+        step = self.plan.steps[task.step]
+        self.progress = replace(self.progress, running=self.progress.running - {task.step})
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
+            self.leases.give_back(step.fingerprint, step.name)
+            self.look_at = 0.0  # a step that waits for this one's result can have it
         else:
             if "lost" in outcome and not self._lose(outcome["lost"]):  # nothing here makes it again
                 outcome["class"] = Failure.USER.value
-            counted = Counter(self.progress.failures.get(task.step, {})) + Counter([Failure(outcome["class"])])
-            self.progress = replace(self.progress, failures={**self.progress.failures, task.step: counted})
+            self._failed(step, Failure(outcome["class"]))
         return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
+
+    def _failed(self, step: PlannedStep, failure: Failure) -> None:
+        counted = Counter(self.progress.failures.get(step.name, {})) + Counter([failure])
+        self.progress = replace(self.progress, failures={**self.progress.failures, step.name: counted})
+        if step.name in given_up(self.plan, self.progress, self.capacity, self.budgets):
+            self.leases.give_back(step.fingerprint, step.name)
 
     def _lose(self, digest: str) -> bool:
         """Have what the store has lost made again; False where no step makes it."""
@@ -267,20 +314,12 @@ class _Driver:
         return [self.made[n] for n in reference]
 
 
-@functools.cache
-def _remote(*, fresh: bool) -> Any:
-    """`execute` as a Ray task, tried once: `schedule` decides what is tried again.
-
-    With `fresh` its process ends with it: one that lives on keeps its GPU memory.
-    """
-    import ray
-
-    return ray.remote(max_retries=0, max_calls=1 if fresh else 0)(execute)
-
-
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C; set after Ray, which brings a handler of its own."""
+    """End on SIGTERM as on Ctrl-C; set after Ray, which brings a handler of its own. Only a main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from operators.base import Resources
 from pipelines.failures import BUDGETS, Failure
 from pipelines.plan import Plan, PlannedStep
@@ -34,6 +34,26 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing that the cluster has now could hold this step.
+
+    Attributes:
+        why: What it asks for and what there is.
+    """
+
+    step: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Give this step up: it has waited for such a cluster for as long as it may; `why` as for `Wait`."""
+
+    step: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Nothing more can happen.
 
@@ -46,7 +66,7 @@ class Finish:
     skipped: tuple[str, ...]
 
 
-Decision = Start | Reuse | Finish
+Decision = Start | Reuse | Wait | Refuse | Finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +77,8 @@ class Progress:
         failures: How often each step failed, by class.
         stored: Fingerprints whose results are in the store and were found whole.
         forced: Steps that run although their result is stored.
+        elsewhere: Steps whose results another run, or another step, computes now.
+        waited: For how many seconds each step has waited for a cluster that could hold it.
     """
 
     done: frozenset[str] = frozenset()
@@ -64,6 +86,8 @@ class Progress:
     failures: Mapping[str, Mapping[Failure, int]] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
     forced: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+    waited: Mapping[str, float] = field(default_factory=dict)
 
 
 def decide(
@@ -73,13 +97,13 @@ def decide(
     *,
     budgets: Mapping[Failure, int] = BUDGETS,
 ) -> tuple[Decision, ...]:
-    """Everything that can happen now, in plan order. An empty tuple means wait.
+    """Everything that can happen now, in plan order. No `Start`, `Reuse` or `Finish` among it means wait.
 
     A step that has failed more often than a class's budget allows is given up; steps that need it never start. Without
     a `capacity` (no cluster was needed yet) whatever is ready starts.
     """
-    given_up = {s for s in progress.failures if not _again(plan.steps[s], progress, capacity, budgets)}
-    open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | given_up]
+    hopeless = given_up(plan, progress, capacity, budgets)
+    open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | hopeless]
     done = set(progress.done)  # and what this call reuses: a chain of stored results is one decision
     decisions: list[Decision] = []
     free = capacity
@@ -87,21 +111,36 @@ def decide(
         for name in progress.running:
             free = _less(free, eased(plan.steps[name], _eased(name, progress)))
     for step in open_steps:
-        if not done.issuperset(step.needs):
+        if not done.issuperset(step.needs) or step.name in progress.elsewhere:
             continue
         if reusable(step, progress):
             decisions.append(Reuse(step.name))
             done.add(step.name)
-        else:
-            start = Start(step.name, _eased(step.name, progress), pause(progress.failures.get(step.name, {})))
-            left = None if free is None else _less(free, eased(step, start.eased))
-            if left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0):
-                decisions.append(start)
-                free = left
-    if not decisions and not progress.running:
-        failed = tuple(s for s in plan.steps if s in given_up)
+            continue
+        start = Start(step.name, _eased(step.name, progress), pause(progress.failures.get(step.name, {})))
+        needs = eased(step, start.eased)
+        missing = [] if capacity is None else infeasible({step.name: needs.resources}, capacity)
+        if missing:
+            waited, why = progress.waited.get(step.name, 0.0), missing[0].sentence
+            decisions.append(
+                Wait(step.name, why) if waited < needs.resources.schedule_timeout else Refuse(step.name, why)
+            )
+            continue
+        left = None if free is None else _less(free, needs)
+        if left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0):
+            decisions.append(start)
+            free = left
+    if not decisions and not progress.running and not progress.elsewhere:
+        failed = tuple(s for s in plan.steps if s in hopeless)
         return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
     return tuple(decisions)
+
+
+def given_up(
+    plan: Plan, progress: Progress, capacity: Capacity | None, budgets: Mapping[Failure, int]
+) -> frozenset[str]:
+    """The steps that have failed too often to be tried again."""
+    return frozenset(s for s in progress.failures if not _again(plan.steps[s], progress, capacity, budgets))
 
 
 def eased(step: PlannedStep, times: int) -> PlannedStep:
@@ -161,6 +200,7 @@ def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Probl
     problems = []
     for step, asks in asked.items():
         memory = asks.workers * asks.memory
+        found = []
         for asked_for, what, enough, there in (
             ("cpus_per_worker", _counted(asks.cpus, "CPU"), asks.cpus <= capacity.cpus, f"{capacity.cpus:g}"),
             ("gpus_per_worker", _counted(asks.gpus, "GPU"), asks.gpus <= capacity.gpus, f"{capacity.gpus:g}"),
@@ -169,13 +209,41 @@ def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Probl
             if not enough:
                 fix = "Lower it, or run it on a larger cluster."
                 sentence = f"asks for {what}, expected at most {there}, which is all there is. {fix}"
-                problems.append(Problem(("steps", step, "resources", asked_for), sentence))
+                found.append(Problem(("steps", step, "resources", asked_for), sentence))
         named = asks.accelerator not in ("cpu", "gpu") and asks.gpus <= capacity.gpus
         if named and capacity.accelerators is not None and asks.accelerator not in capacity.accelerators:
             there = ", ".join(sorted(capacity.accelerators)) or "none that is known"
             sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
-            problems.append(Problem(("steps", step, "resources", "accelerator"), sentence))
+            found.append(Problem(("steps", step, "resources", "accelerator"), sentence))
+        if not found and capacity.nodes:
+            held = sum(_workers_on(node, asks) for node in capacity.nodes)
+            if held < asks.workers:
+                found.append(Problem(("steps", step, "resources"), _scattered(asks, held, capacity.nodes)))
+        problems += found
     return problems
+
+
+def _workers_on(node: Node, asks: Resources) -> int:
+    """How many of a step's workers an empty machine could hold."""
+    if asks.accelerator not in ("cpu", "gpu", *node.accelerators):
+        return 0
+    each = ((node.cpus, asks.cpus_per_worker), (node.gpus, asks.gpus_per_worker), (node.memory, asks.memory))
+    return int(min(has // needs if has < float("inf") else asks.workers for has, needs in each if needs))
+
+
+def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
+    """Why workers of which each has to be on one machine do not fit, although there is enough in all."""
+    wants = [_counted(asks.cpus_per_worker, "CPU")]
+    wants += [_counted(asks.gpus_per_worker, "GPU")] if asks.gpus else []
+    wants += [f"{_sized(asks.memory)} of memory"] if asks.memory else []
+    nearest = max(nodes, key=lambda n: (_workers_on(n, asks), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
+    has = [_counted(nearest.cpus, "CPU")]
+    has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
+    has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []
+    return (
+        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {held} of them; the "
+        f"machine that comes nearest has {' and '.join(has)}. Lower it, or run it on larger machines."
+    )
 
 
 def _counted(number: float, what: str) -> str:

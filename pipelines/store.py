@@ -113,14 +113,14 @@ class Store:
         """
         manifest = self.manifest(digest)
         found = self._fetched(digest, manifest)
-        damaged = _damaged(found.path, manifest["files"], digests)
-        if damaged and self.storage.copies is not None:  # a copy, and what it is of may be whole
+        file = damaged(found.path, manifest["files"], digests)
+        if file and self.storage.copies is not None:  # a copy, and what it is of may be whole
             remove(found.path)
             found = self._fetched(digest, manifest)
-            damaged = _damaged(found.path, manifest["files"], digests)
-        if damaged:
+            file = damaged(found.path, manifest["files"], digests)
+        if file:
             self.quarantine(digest)
-            raise DamagedArtifact(digest, damaged)
+            raise DamagedArtifact(digest, file)
         return found
 
     def _fetched(self, digest: str, manifest: Mapping[str, Any]) -> Artifact:
@@ -200,7 +200,7 @@ class Store:
         return {r.fingerprint: r for r in found if r is not None}
 
 
-def _damaged(folder: Path, files: Mapping[str, Any], digests: Digests) -> str:
+def damaged(folder: Path, files: Mapping[str, Any], digests: Digests) -> str:
     """The first file that is not what the manifest says; empty where all are."""
     try:
         there = digests.of(folder / name for name in files)

@@ -80,6 +80,8 @@ def sentence(event: Event, storage: Storage) -> str:
             return f"serving {urls}; Ctrl-C or lfm stop ends it"
         case "finished":
             return f"run {data['status']}"
+        case "wait":
+            return f"{event.step}: waits, {data['why']}"
         case "start":
             again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
             with_less = ", ".join(f"{k}={v}" for k, v in data.get("eased", {}).items())
@@ -95,6 +97,8 @@ def sentence(event: Event, storage: Storage) -> str:
 def failure(step: str, data: Mapping[str, Any], storage: Storage) -> str:
     """The house sentence about a failed attempt."""
     said, log = data["sentence"].rstrip("."), f"{storage.uri}/{data['log']}"
+    if not data["log"]:  # it never had a process
+        return f"Step {step!r} was given up: it {said}."
     return f"Step {step!r} failed in attempt {data['attempt']} with {data['error']}: {said}. Log: {log}"
 
 
@@ -135,6 +139,8 @@ def row(step: str, state: StepState, storage: Storage, now: float) -> tuple[str,
                 pace = (last["done"] - first["done"]) / elapsed
                 rate, left = f"{pace:.3g}/s", seconds((last["total"] - last["done"]) / pace)
             result = "  ".join(f"{k} {v:.4g}" for k, v in last.get("measures", {}).items())
+    if state.state == "waiting":
+        result = escape(str(state.data.get("why", "")))
     if state.state == "failed":
         result = escape(str(state.data.get("sentence", "")))
     return f"[{style}]{state.state}[/]", progress, rate, left, took, result

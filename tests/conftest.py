@@ -15,6 +15,7 @@ os.environ["MLFLOW_TRACKING_URI"] = "none"
 
 from cluster.capacity import Capacity
 from cluster.connect import cluster
+from cluster.pool import Pool
 from operators.catalog import Catalog
 from operators.code import bring
 from pipelines.source import pack
@@ -166,4 +167,4 @@ def one_ray(s3_environment: socket.socket) -> Iterator[Capacity]:
 @pytest.fixture
 def ray_local(one_ray: Capacity):
     """What `run` takes as `connect`: the tests' shared Ray."""
-    return lambda: contextlib.nullcontext(one_ray)
+    return lambda: contextlib.nullcontext(Pool())

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 
-from cluster.connect import cluster
+from cluster.pool import opened
 from lfm.errors import LfmError
 from pipelines.commands._output import printed
 from pipelines.commands._planned import described, inputs_of, read_plan
@@ -89,7 +89,7 @@ def drive_to_end(
             made,
             Store(storage),
             journal,
-            connect=partial(cluster, arguments.address),
+            connect=partial(opened, arguments.address),
             stays=arguments.address == "local",
             forced=forced,
             retries=retries,

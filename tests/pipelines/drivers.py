@@ -35,11 +35,11 @@ def main():
 
         import ray  # noqa: F401  so that no fork has to import it
 
-        from cluster.connect import cluster
+        from cluster.pool import opened
         from pipelines.__main__ import main as lfm
         from pipelines.commands import resume, run  # noqa: F401
 
-        run.cluster = lambda _: cluster(address)  # as if it had been opened here: a run stays for its endpoints
+        run.opened = lambda _: opened(address)  # as if it had been opened here: a run stays for its endpoints
         answer("ready")
         for line in sys.stdin:
             asked = json.loads(line)

@@ -1,5 +1,6 @@
 """One attempt at one step, without Ray."""
 
+import json
 import os
 import random
 import signal
@@ -145,11 +146,63 @@ def test_the_process_is_as_it_was_before(store, monkeypatch):
     torch.set_num_threads(1)
 
 
+def checkpoints(store):
+    return sorted({k.split("/")[2] for k in store.storage.list("checkpoints")})
+
+
 def test_an_attempt_goes_on_from_the_last_checkpoint_which_goes_when_it_ends_well(store):
     assert execute(task(store, "checkpointing"))["sentence"] == "first attempt"
-    (kept,) = {k.split("/")[2] for k in store.storage.list("checkpoints")}
+    assert [name.partition("-")[0] for name in checkpoints(store)] == ["000001", "000002"]
     done = execute(task(store, "checkpointing", attempt=2))
     assert (store.get(done["digest"]).path / "x.txt").read_text() == "nothing and 1"
-    assert store.storage.list("checkpoints") == ()
-    assert kept.startswith("000002-")
+    assert checkpoints(store) == []
     assert history(store.storage, "r") == []
+
+
+def shorter(folder):
+    (folder / "state.txt").write_bytes((folder / "state.txt").read_bytes()[:-1])
+
+
+def flipped(folder):
+    (folder / "state.txt").write_text("nothing and 7")
+
+
+def without_a_file(folder):
+    (folder / "state.txt").unlink()
+
+
+def without_its_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def with_half_its_manifest(folder):
+    (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:20])
+
+
+def with_another_manifest(folder):
+    said = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**said, "step": 7}))
+
+
+@pytest.mark.parametrize(
+    "damage", [shorter, flipped, without_a_file, without_its_manifest, with_half_its_manifest, with_another_manifest]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, damage):
+    execute(task(store, "checkpointing"))
+    newest = store.storage.root / "checkpoints" / ("ab" * 32) / checkpoints(store)[-1]
+    for file in newest.iterdir():
+        file.chmod(0o644)
+    damage(newest)
+    done = execute(task(store, "checkpointing", attempt=2))
+    assert (store.get(done["digest"]).path / "x.txt").read_text() == "nothing and 0"
+
+
+def test_without_a_whole_checkpoint_a_step_begins_anew(store, capsys):
+    execute(task(store, "checkpointing"))
+    for name in checkpoints(store):
+        path = store.storage.root / "checkpoints" / ("ab" * 32) / name / "state.txt"
+        path.chmod(0o644)
+        path.write_text("x")
+    assert execute(task(store, "checkpointing", attempt=2))["sentence"] == "first attempt"
+    assert capsys.readouterr().err.count("'state.txt' is not what was kept, so it counts as lost.") == 2
+    assert len(store.storage.folders("quarantine")) == 2

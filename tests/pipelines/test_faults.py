@@ -70,6 +70,7 @@ steps:
   a: {operator: noop, inputs: {after: [text]}, params: {count: COUNT/a}}
   b: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/b, scarce: true}, resources: {memory: 1000}}
   c: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}}
+  again: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}}
   d: {operator: named, inputs: {data: b}}
 """
 UP = "  e: {operator: up, inputs: {data: c}}\n"

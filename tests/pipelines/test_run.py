@@ -1,6 +1,7 @@
 """Runs on Ray, one for all tests."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -193,3 +194,34 @@ def test_ctrl_c_is_written_down_and_a_second_driver_goes_on(project, store, ray_
     assert said == "done"
     assert steps["a"].state == "done"
     assert steps["a"].attempts == 1
+
+
+def test_two_steps_that_make_the_same_thing_compute_it_once(project, store, ray_local, tmp_path):
+    said, steps = start(project, store, ray_local, "c.size=2", "b.size=2", f"a.touch={tmp_path / 'tries'}")
+    assert said == "done"
+    assert sorted(steps[n].state for n in "bc") == ["done", "reused"]
+    assert [e.data["why"] for e in history(store.storage, "one") if e.kind == "wait"] == ["run one computes it"]
+
+
+def test_runs_that_want_the_same_result_compute_it_once(project, store, ray_local, tmp_path):
+    tries, go_on = tmp_path / "tries", tmp_path / "go-on"
+    changes = (f"a.touch={tries}", f"a.until={go_on}")
+    waiting = set()
+
+    def watch(name):
+        def heard(events):
+            waiting.update(name for e in events if e.kind == "wait")
+            if len(waiting) == 3:
+                go_on.touch()
+
+        return heard
+
+    names = ["one", "two", "three", "four"]
+    with ThreadPoolExecutor(4) as pool:
+        begun = [pool.submit(start, project, store, ray_local, *changes, name=n, watch=watch(n)) for n in names]
+    found = [b.result() for b in begun]
+    assert [said for said, _ in found] == ["done"] * 4
+    assert tries.read_text() == "x"
+    for step in "abcd":
+        assert sorted(steps[step].state for _, steps in found) == ["done", "reused", "reused", "reused"]
+    assert store.storage.list("leases") == ()

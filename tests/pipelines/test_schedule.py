@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from operators.resources import Resources
 from pipelines.failures import Failure
 from pipelines.plan import Plan, PlannedStep
-from pipelines.schedule import Finish, Progress, Reuse, Start, decide, eased, infeasible
+from pipelines.schedule import Finish, Progress, Refuse, Reuse, Start, Wait, decide, eased, infeasible
 from pipelines.spec import Spec
 
 USER, MEMORY = Failure.USER, Failure.MEMORY
@@ -83,6 +83,24 @@ ALL = Capacity(cpus=8, gpus=8)
             ALL,
             (Finish(failed=("one",), skipped=("endpoint",)),),
             id="what needs a failed step never starts",
+        ),
+        pytest.param(
+            Progress(done=frozenset({"student"}), elsewhere=frozenset({"one"})),
+            Capacity(cpus=8, gpus=1),
+            (Start("two"),),
+            id="what another run computes holds nothing of this one's",
+        ),
+        pytest.param(
+            Progress(done=frozenset({"student", "two"}), elsewhere=frozenset({"one"})),
+            ALL,
+            (),
+            id="what another run computes is waited for",
+        ),
+        pytest.param(
+            Progress(done=frozenset({"student", "two"}), stored=frozenset({"f-one"})),
+            ALL,
+            (Reuse("one"), Start("endpoint")),
+            id="and reused when it is there",
         ),
         pytest.param(
             Progress(done=frozenset({"student", "one", "two", "endpoint"})),
@@ -209,3 +227,41 @@ def test_more_than_there_can_ever_be_is_named_for_each_kind_of_resource(asks, sa
 def test_an_accelerator_is_no_problem_where_nobody_knows_which_there_are():
     asks = {"a": Resources(gpus_per_worker=1, accelerator="H1000")}
     assert infeasible(asks, Capacity(cpus=8, gpus=1)) == []
+
+
+NO_GPU = "asks for 1 GPU, expected at most 0, which is all there is. Lower it, or run it on a larger cluster."
+
+
+@pytest.mark.parametrize(
+    ("waited", "running", "expected"),
+    [
+        ({}, (), (Wait("one", NO_GPU), Wait("two", NO_GPU))),
+        ({"one": 599.0}, ("two",), (Wait("one", NO_GPU),)),
+        ({"one": 600.0, "two": 1.0}, (), (Refuse("one", NO_GPU), Wait("two", NO_GPU))),
+    ],
+)
+def test_what_nothing_can_hold_any_more_waits_for_as_long_as_it_may(waited, running, expected):
+    progress = Progress(done=frozenset({"student"}), waited=waited, running=frozenset(running))
+    assert decide(TWO_EXPERTS, progress, Capacity(cpus=8, gpus=0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asks", "expected"),
+    [
+        ({"cpus_per_worker": 4}, None),
+        ({"cpus_per_worker": 2, "workers": 3}, None),
+        ({"cpus_per_worker": 5}, "1 x 5 CPUs, each on one machine, expected at most 0 of them; the machine that comes "
+         "nearest has 4 CPUs."),
+        ({"cpus_per_worker": 3, "workers": 2}, "2 x 3 CPUs, each on one machine, expected at most 1 of them; the "
+         "machine that comes nearest has 4 CPUs."),
+        ({"cpus_per_worker": 3, "gpus_per_worker": 1, "accelerator": "gpu"}, "1 x 3 CPUs and 1 GPU, each on one "
+         "machine, expected at most 0 of them; the machine that comes nearest has 2 CPUs and 1 GPU."),
+        ({"gpus_per_worker": 1, "accelerator": "A100"}, "asks for the accelerator 'A100', expected 'gpu' or what"),
+        ({"gpus_per_worker": 0.5, "accelerator": "H100", "workers": 2}, None),
+        ({"memory": 7, "workers": 2}, "2 x 1 CPU and 7 bytes of memory, each on one machine, expected at most 1 of"),
+    ],
+)  # fmt: skip
+def test_each_worker_has_to_be_on_one_machine(asks, expected):
+    there = Capacity.of([Node(cpus=4, memory=8), Node(cpus=2, gpus=1, memory=6, accelerators=frozenset({"H100"}))])
+    problems = infeasible({"a": Resources(**asks)}, there)
+    assert [expected in p.sentence for p in problems] == ([True] if expected else [])

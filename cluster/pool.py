@@ -1,0 +1,120 @@
+"""Tasks -> what became of them: the only place that hands work to Ray, each piece tried once."""
+
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.capacity import Capacity
+from cluster.connect import capacity, cluster
+
+Handle = Any
+"""What `Pool.start` gave; it has a hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A task has its place and works."""
+
+    handle: Handle
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task has answered, or its process has not lived to."""
+
+    handle: Handle
+    answer: Any = None
+    error: BaseException | None = None
+
+
+class Pool:
+    """The cluster to which this process is connected."""
+
+    def capacity(self) -> Capacity:
+        """What it has now."""
+        return capacity()
+
+    def leaving(self) -> frozenset[str]:
+        """The nodes of which is known that they will be taken away."""
+        import ray
+
+        return frozenset(ray._private.state.state.get_draining_nodes())
+
+    def start(
+        self,
+        act: Callable[[Any], Any],
+        task: Any,
+        *,
+        name: str,
+        cpus: float,
+        gpus: float,
+        memory: float,
+        accelerator: str,
+    ) -> Handle:
+        """Have `act(task)` done in a process of its own, somewhere.
+
+        Args:
+            act: A function of a module.
+            task: What it takes; is pickled.
+            name: What Ray calls it.
+            cpus: CPUs that are its own.
+            gpus: GPUs that are its own; with some its process ends with it, because one that lives on keeps their
+                memory.
+            memory: Bytes that are its own; 0 asks for none.
+            accelerator: The kind of GPU; empty takes any.
+        """
+        options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
+        return _remote(fresh=gpus > 0).options(**options, accelerator_type=accelerator or None).remote(act, task)
+
+    def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:
+        """What is new of some tasks, as soon as there is something, or nothing after `timeout` seconds."""
+        import ray
+
+        ready, _ = ray.wait(list(handles), num_returns=1, timeout=timeout)
+        return [_said(handle) for handle in ready]
+
+    def end(self, handle: Handle) -> None:
+        """End a task's process, and with it all that it started; it is heard of as ended with an error."""
+        import ray
+
+        ray.cancel(handle, force=True)
+
+
+@contextmanager
+def opened(address: str = "local") -> Iterator[Pool]:
+    """The cluster at `address`, as `cluster.connect` opens it.
+
+    Raises:
+        NoCluster: It does not answer.
+    """
+    with cluster(address):
+        yield Pool()
+
+
+def _said(handle: Handle) -> Began | Ended:
+    """The next that a task says: first where it is, then its answer."""
+    import ray
+
+    try:
+        kind, value = ray.get(next(handle))
+    except ray.exceptions.RayError as error:
+        return Ended(handle, error=error)
+    return Began(handle, value) if kind == "began" else Ended(handle, value)
+
+
+@functools.cache
+def _remote(*, fresh: bool) -> Any:
+    import ray
+
+    return ray.remote(num_returns="streaming", max_retries=0, max_calls=1 if fresh else 0)(_told)
+
+
+def _told(act: Callable[[Any], Any], task: Any) -> Generator[tuple[str, Any], None, None]:
+    """`act(task)` in a task's process."""
+    import ray
+
+    yield "began", ray.get_runtime_context().get_node_id()
+    yield "answer", act(task)

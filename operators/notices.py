@@ -1,0 +1,42 @@
+"""Whether this process's machine is about to be taken away."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+from lfm.errors import LfmError
+
+ASK_S = 1.0  # how late a process hears of it
+
+
+class Preempted(LfmError, RuntimeError):
+    """A step that ended because its machine is about to be taken away; what it had done is kept."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(done, total)
+        self.done, self.total = done, total
+
+    def __str__(self) -> str:
+        return (
+            f"its machine is about to be taken away, expected one that stays for all {self.total} steps. What it had "
+            f"learnt after {self.done} is kept, and another machine goes on from there."
+        )
+
+
+@dataclass(slots=True)
+class Notices:
+    """What Ray says of this process's node; asked at most once in `ASK_S`."""
+
+    _due: float = 0.0
+    _leaving: bool = False
+
+    def leaving(self) -> bool:
+        """Whether the node is about to be taken away; never where there is no Ray."""
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return False
+        now = time.monotonic()
+        if now >= self._due and not self._leaving:
+            self._due = now + ASK_S
+            self._leaving = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+        return self._leaving

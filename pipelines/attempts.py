@@ -1,0 +1,94 @@
+"""Task -> the cluster -> its outcome: the attempts that are under way."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.pool import Began, Ended, Handle, Pool
+from pipelines.execute import Task, execute
+from pipelines.failures import Failure, classify
+from pipelines.faults import reached
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One task that was handed over.
+
+    Attributes:
+        alone: Whether it does its work in its own process, which then has the step's resources.
+        began: When it got its place; None while it waits for one.
+        node: Where that is.
+        late: Whether it was ended because it took too long.
+    """
+
+    task: Task
+    alone: bool
+    began: float | None = None
+    node: str = ""
+    late: bool = False
+
+
+class Attempts:
+    """What a run has handed to the cluster and has not heard the end of."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._open: dict[Handle, _Attempt] = {}
+        self._left: frozenset[str] = frozenset()  # nodes that were said to be taken away
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def start(self, task: Task, *, alone: bool) -> None:
+        """Hand a task over."""
+        asks = task.resources
+        named = asks.accelerator if asks.accelerator not in ("cpu", "gpu") else ""
+        handle = self._pool.start(
+            execute,
+            task,
+            name=task.step,
+            cpus=asks.cpus_per_worker if alone else 0,
+            gpus=asks.gpus_per_worker if alone else 0,
+            memory=asks.memory if alone else 0,
+            accelerator=named if alone else "",
+        )
+        reached("driver: a step was handed to Ray")
+        self._open[handle] = _Attempt(task, alone)
+
+    def ended(self, timeout: float) -> list[tuple[Task, dict[str, Any]]]:
+        """Those that have ended, with their outcomes, as soon as there are some; none after `timeout` seconds."""
+        self._left |= self._pool.leaving()
+        said = self._pool.heard(tuple(self._open), timeout)
+        for one in said:
+            if isinstance(one, Began):
+                self._open[one.handle] = replace(self._open[one.handle], began=time.monotonic(), node=one.node)
+        self._end_late_ones()
+        return [self._outcome(one) for one in said if isinstance(one, Ended)]
+
+    def _end_late_ones(self) -> None:
+        now = time.monotonic()
+        for handle, attempt in self._open.items():
+            limit = attempt.task.resources.timeout
+            if limit and attempt.began is not None and not attempt.late and now - attempt.began > limit:
+                self._open[handle] = replace(attempt, late=True)
+                self._pool.end(handle)
+
+    def _outcome(self, ended: Ended) -> tuple[Task, dict[str, Any]]:
+        attempt = self._open.pop(ended.handle)
+        reached("driver: a step has answered")
+        if ended.error is not None:  # the process died; whatever a step raises comes as an answer
+            return attempt.task, self._died(attempt, ended.error)
+        answer: dict[str, Any] = ended.answer
+        if answer.get("class") == Failure.NODE and self._left:  # of a group, some of which was on such a node
+            answer["class"] = Failure.PREEMPTION.value
+        return attempt.task, answer
+
+    def _died(self, attempt: _Attempt, error: BaseException) -> dict[str, Any]:
+        failure, sentence = classify(error), str(error).strip().partition("\n")[0]
+        if attempt.late:
+            failure = Failure.TIMEOUT
+            sentence = f"took longer than {attempt.task.resources.timeout:g} s and was ended"
+        elif failure == Failure.NODE and attempt.node in self._left:
+            failure = Failure.PREEMPTION
+        told = {"error": type(error).__name__, "class": failure.value, "sentence": sentence}
+        return {"kind": "fail", **told, "log": attempt.task.log}

@@ -1,0 +1,120 @@
+"""Fingerprint -> the one run that computes it now.
+
+`leases/<fingerprint>.json` says who does. Whoever holds it writes it again, with another beat, while he works; whoever
+waits takes it over when its process is dead, or when it has stayed the same for `LEASE_S` by his own clock. Clocks of
+two machines are never compared.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import processes
+from pipelines.faults import reached
+from pipelines.storage.base import Storage, at_once
+from pipelines.store import canonical
+
+LEASE_S = 60.0
+BEAT_S = LEASE_S / 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What somebody else's lease said, and since when it says that."""
+
+    data: bytes
+    since: float
+
+
+@dataclass(slots=True)
+class Leases:
+    """What one run holds, and what it waits for.
+
+    Attributes:
+        storage: Where leases are.
+        run: The run that takes them.
+        clock: Seconds of this process.
+    """
+
+    storage: Storage
+    run: str
+    clock: Callable[[], float] = time.monotonic
+    _held: dict[str, bytes] = field(default_factory=dict)  # by fingerprint, what the lease says
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _beat: int = 0
+    _due: float = 0.0
+
+    def take(self, fingerprint: str, step: str) -> str:
+        """Become the one who computes it.
+
+        Returns:
+            Nothing, or the run that computes it now: ask again later. A second step of one run waits for the first.
+        """
+        key, mine = _key(fingerprint), self._claim(step)
+        if fingerprint in self._held:
+            return "" if self.holds(fingerprint, step) else self.run
+        if self.storage.put_if_absent(key, mine):
+            self._take(fingerprint, mine)
+            return ""
+        there = self.storage.read(key)
+        if there is None:  # given back in between
+            return self.take(fingerprint, step)
+        seen = self._seen.get(fingerprint)
+        if seen is None or seen.data != there:
+            seen = self._seen[fingerprint] = _Seen(there, self.clock())
+        holder: Mapping[str, Any] = json.loads(there)
+        silent = self.clock() - seen.since > LEASE_S
+        if (silent or processes.alive(holder) is False) and self.storage.replace_if_match(key, mine, there):
+            self._take(fingerprint, mine)
+            return ""
+        return str(holder["run"])
+
+    def holds(self, fingerprint: str, step: str) -> bool:
+        """Whether it is this step of this run that computes it."""
+        mine = self._held.get(fingerprint)
+        return mine is not None and bool(json.loads(mine)["step"] == step)
+
+    def beat(self) -> None:
+        """Say of all that is held that its run lives; cheap, call it often."""
+        now = self.clock()
+        if now < self._due or not self._held:
+            return
+        self._due = now + BEAT_S
+        self._beat += 1
+        self._held = {f: new for f, new in at_once(self._renewed, list(self._held.items())) if new}
+
+    def give_back(self, fingerprint: str, step: str) -> None:
+        """Let somebody else compute it, or find it in the store, where it is this step that holds it."""
+        if self.holds(fingerprint, step):
+            mine = self._held.pop(fingerprint)
+            reached("lease: before it is given back")
+            # Should somebody take it over between these two, a third one may compute it too: work twice, no harm.
+            if self.storage.read(_key(fingerprint)) == mine:
+                self.storage.delete(_key(fingerprint))
+            reached("lease: given back")
+
+    def give_all_back(self) -> None:
+        """The same for all that is held."""
+        for fingerprint, mine in tuple(self._held.items()):
+            self.give_back(fingerprint, json.loads(mine)["step"])
+
+    def _take(self, fingerprint: str, mine: bytes) -> None:
+        self._held[fingerprint] = mine
+        self._seen.pop(fingerprint, None)
+        reached("lease: taken")
+        self._due = self._due or self.clock() + BEAT_S
+
+    def _renewed(self, held: tuple[str, bytes]) -> tuple[str, bytes]:
+        """A lease with the new beat; without one where somebody has taken it over."""
+        fingerprint, old = held
+        new = self._claim(json.loads(old)["step"])
+        return fingerprint, new if self.storage.replace_if_match(_key(fingerprint), new, old) else b""
+
+    def _claim(self, step: str) -> bytes:
+        return canonical({**processes.this(), "run": self.run, "step": step, "beat": self._beat})
+
+
+def _key(fingerprint: str) -> str:
+    return f"leases/{fingerprint}.json"
