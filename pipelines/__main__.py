@@ -64,8 +64,8 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "lfm run pipeline.yaml --until merged",
         [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
          ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
-         ("--retries", {"type": _number(0), "default": 0, "metavar": "N",
-                        "help": "try a step whose process died N times more"}),
+         ("--retries", {"type": _number(0), "default": 2, "metavar": "N",
+                        "help": "try a step whose process died N times more (default: 2)"}),
          MLFLOW, DETACH, AS],
     ),
     "resume": (

@@ -260,10 +260,10 @@ class _Driver:
     def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
         step = self.plan.steps[task.step]
         self.progress = replace(self.progress, running=self.progress.running - {task.step})
+        self.look_at = 0.0  # a node may be gone, and a step that waits for this one's result can have it
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
             self.leases.give_back(step.fingerprint, step.name)
-            self.look_at = 0.0  # a step that waits for this one's result can have it
         else:
             if "lost" in outcome and not self._lose(outcome["lost"]):  # nothing here makes it again
                 outcome["class"] = Failure.USER.value

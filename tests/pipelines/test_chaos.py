@@ -1,0 +1,205 @@
+"""A process that is killed and nodes that go while a step learns: it goes on from a checkpoint to the same end."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from pipelines.__main__ import ROOT
+from pipelines.lineage import history, runs, states
+from pipelines.storage.local import LocalStorage
+from pipelines.view import measured
+from tests.pipelines.nodes import Nodes
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+WAIT_S = 180
+STEPS, EVERY = 400, 10
+OWN = '''
+"""A line through points, learnt slowly."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from operators.artifact import Model
+from operators.base import operator
+from operators.batches import Rows
+from operators.learner import Place
+from operators.loop import Job
+from operators.trainer import fit
+from operators.training import Training
+from operators.workspace import Workspace
+
+
+class Guess(nn.Module):
+    """How far each token's number is from a line through its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, batch):
+        known = torch.stack([batch.positions.float(), batch.ids.float()], dim=-1)
+        return ((self.line(known).squeeze(-1) - batch.targets.float()) ** 2).sum()
+
+
+def slowly(place: Place, folder: str) -> Job:
+    """Say where this process is, then take a while for each step."""
+    import ray
+
+    torch.manual_seed(0)
+    here = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+    said = Path(folder) / f"{place.rank}-{time.time_ns()}.new"
+    said.write_text(json.dumps(here))
+    said.rename(said.with_suffix(".json"))
+    ids = np.random.default_rng(0).integers(0, 9, (32, 4), dtype=np.int32)
+    rows = Rows(ids, np.tile(np.arange(4, dtype=np.int32), (32, 1)), ids % 5)
+
+    def rewrite(step, where):
+        time.sleep(0.02)
+        return rows, where
+
+    def export(weights, folder):
+        (folder / "config.json").write_text("{}")
+        save_file(dict(weights), folder / "model.safetensors")
+
+    return Job(objective=Guess(), rows=rows, held_out=None, export=export, rewrite=rewrite)
+
+
+@operator(starts_workers=False)
+def learn(work: Workspace, *, folder: str, training: Training) -> Model:
+    """Fit the line."""
+    trained, _ = fit(work, slowly, {"folder": folder}, training)
+    return work.save(Model, trained)
+'''
+PIPELINE = f"""
+name: chaos
+uses: [own.py]
+steps:
+  line:
+    operator: learn
+    params: {{folder: FOLDER, max_steps: {STEPS}, checkpoint_every: {EVERY}, batch_size: 8, learning_rate: 0.01}}
+    resources: RESOURCES
+"""
+
+
+class Run:
+    """One run in a process of its own, and what it has said."""
+
+    def __init__(self, folder, resources, address, store):
+        self.folder, self.places = folder, folder / "places"
+        self.places.mkdir(parents=True, exist_ok=True)
+        (folder / "own.py").write_text(OWN)
+        text = PIPELINE.replace("FOLDER", str(self.places)).replace("RESOURCES", json.dumps(resources))
+        (folder / "chaos.yaml").write_text(text)
+        self.storage = LocalStorage(folder / store)
+        self.out = folder / f"{store}.txt"
+        words = ["run", "chaos.yaml", "--store", store, "--address", address, "--mlflow", "none"]
+        with self.out.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *words], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def events(self, kind=""):
+        found = runs(self.storage)
+        return [e for e in history(self.storage, found[0]) if kind in ("", e.kind)] if found else []
+
+    def attempts(self):
+        """The steps of the optimizer that each attempt has measured, with their losses."""
+        return [
+            {line["done"]: line["measures"]["loss"] for line in measured(self.storage, e.data["log"])}
+            for e in self.events("start")
+        ]
+
+    def until(self, what, number=1):
+        """Wait until there are so many."""
+        limit = time.monotonic() + WAIT_S
+        while len(found := what()) < number:
+            assert self.process.poll() is None, self.out.read_text()
+            assert time.monotonic() < limit, self.out.read_text()
+            time.sleep(0.05)
+        return found
+
+    def learns(self, attempt, rank=0):
+        """Wait until an attempt has learnt for more than an interval, and say where one of its workers is."""
+        self.until(lambda: self.events("start"), attempt)
+        before = max((max(a, default=0) for a in self.attempts()[: attempt - 1]), default=0)
+        self.until(lambda: [s for s in self.attempts()[attempt - 1] if s > before], EVERY + 5)
+        newest = max(self.places.glob(f"{rank}-*.json"), key=lambda p: p.name.split("-")[1])
+        return json.loads(newest.read_text())
+
+    def end(self):
+        """The digest of what it made."""
+        assert self.process.wait(WAIT_S) == 0, self.out.read_text()
+        return states(self.events(), ["line"])["line"].data["digest"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    made = Nodes(tmp_path_factory.mktemp("nodes"))
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def nodes(cluster):
+    """The cluster, which has no node but its head's before and after."""
+    yield cluster
+    cluster("clear")
+
+
+def named(numbers, place):
+    """The name of the node where a process is."""
+    return next(name for name, number in numbers.items() if number == place["node"])
+
+
+@pytest.mark.parametrize(
+    "resources", [{"workers": 1}, {"workers": 2, "strategy": "ddp"}], ids=["in its own process", "in a group"]
+)
+def test_a_step_survives_its_process_its_node_and_the_head(nodes, tmp_path, resources):
+    workers, rank = resources["workers"], resources["workers"] - 1
+    numbers = {name: nodes("add", name, 1) for name in "ab"[:workers]}
+    undisturbed = Run(tmp_path, resources, nodes.address, "undisturbed")
+    expected = undisturbed.end()
+    (curve,) = undisturbed.attempts()
+
+    run = Run(tmp_path, resources, nodes.address, "disturbed")
+    os.kill(run.learns(1, rank)["pid"], signal.SIGKILL)
+
+    place = run.learns(2, rank)
+    nodes("drain", named(numbers, place), 600)
+    # Nothing can hold it now, so it waits for a node that does.
+    assert "expected at most" in run.until(lambda: run.events("wait"))[0].data["why"]
+    nodes("remove", named(numbers, place))
+    numbers["c"] = nodes("add", "c", 1)
+
+    place = run.learns(3, rank)
+    nodes("remove", named(numbers, place))
+    nodes("add", "d", 1)
+
+    run.learns(4, rank)
+    nodes("restart")
+    assert run.end() == expected
+
+    assert Counter(e.data["class"] for e in run.events("fail")) == {"other": 1, "preemption": 1, "node": 1}
+    attempts = run.attempts()
+    assert len(attempts) == 4
+    for before, after in itertools.pairwise(attempts):
+        assert max(before) - min(after) < EVERY, "no more than an interval is learnt again"
+    assert min(attempts[2]) == max(attempts[1]) + 1, "after a notice nothing is"
+    merged = {step: loss for attempt in attempts for step, loss in attempt.items()}
+    assert merged == curve
