@@ -185,7 +185,7 @@ class _Driver:
     def _refused(self, decision: Refuse) -> Event:
         self._failed(self.plan.steps[decision.step], Failure.CAPACITY)
         said = {"error": "Unschedulable", "class": Failure.CAPACITY.value, "sentence": decision.why, "log": ""}
-        return Event("fail", decision.step, {**said, "attempt": self.journal.attempts(decision.step)})
+        return Event("fail", decision.step, {**said, "attempt": self.journal.attempts(decision.step) + 1})
 
     def _claimed(self, starts: Sequence[Start]) -> tuple[list[Start], list[Event]]:
         """Those of which this run is to compute the results, and what there is to say of those that others compute."""
@@ -199,7 +199,7 @@ class _Driver:
                 ours.append(start)
                 continue
             self.progress = replace(self.progress, elsewhere=self.progress.elsewhere | {step.name})
-            events.append(Event("wait", step.name, {"why": f"run {holder} computes it", "run": holder}))
+            events.append(Event("wait", step.name, {"why": f"run {holder} computes it", "by": holder}))
         return ours, events
 
     def _holder(self, step: PlannedStep) -> str:

@@ -23,7 +23,7 @@ class Attempt:
     Attributes:
         state: ``done``, ``failed``, ``running`` or ``interrupted``.
         ended: When it ended, or gave its last sign of life.
-        log: The key of what it printed.
+        log: The key of what it printed; empty where it never had a process.
         said: What the event of its end noted.
     """
 
@@ -173,7 +173,14 @@ def _attempts(
                 said=end.data if end is not None else {},
             )
             found.append(attempt)
+        found += [_refusal(e) for e in ends if e.kind == "fail" and not e.data["log"]]
     return tuple(found)
+
+
+def _refusal(event: Event) -> Attempt:
+    """What stands for the attempt that a step never got, because nothing in the cluster could hold it."""
+    number, when = event.data["attempt"], event.time
+    return Attempt(number=number, state="failed", began=when, ended=when, log="", lines=(), said=event.data)
 
 
 def _step(
@@ -184,7 +191,7 @@ def _step(
     store: Store,
     status: str,
 ) -> Step:
-    own = [e for driver in drivers for e in driver if e.step == name]
+    own = [e for driver in drivers for e in driver if e.step == name and e.kind != "wait"]
     ends = [e for e in own if e.kind in ("commit", "reuse")]
     made = ends[-1].data if ends else {}
     pending = "waiting" if status == "running" else "skipped"
@@ -195,7 +202,7 @@ def _step(
         here = any(a.state == "done" for a in attempts)  # by an earlier driver of the same run
         state = "done" if here else "reused"
         lines = lines if here else _lines_of_maker(store, planned["fingerprint"])
-    elif status == "running" and not any(e.step == name for e in drivers[-1]):
+    elif status == "running" and not any(e.step == name and e.kind != "wait" for e in drivers[-1]):
         state = pending
     else:
         state = attempts[-1].state

@@ -20,8 +20,8 @@ def failures(account: Account) -> Markup | None:
             element("a", s.name, href=f"#step-{s.name}"),
             f" failed in attempt {a.number} with ",
             element("strong", a.said["error"]),
-            f": {str(a.said['sentence']).rstrip('.')}. Log: ",
-            element("code", f"{account.store}/{a.log}", class_="path"),
+            f": {str(a.said['sentence']).rstrip('.')}.",
+            *((" Log: ", element("code", f"{account.store}/{a.log}", class_="path")) if a.log else ()),
             "; another attempt went well." if s.state == "done" else None,
         )
         for s in account.steps.values()
@@ -68,6 +68,7 @@ def _step(step: Step, account: Account) -> Markup:
             *(
                 (f"log of attempt {a.number}", element("code", f"{account.store}/{a.log}", class_="path"))
                 for a in step.attempts
+                if a.log
             ),
         ],
         style="identity",

@@ -180,6 +180,18 @@ def test_a_step_that_failed_once_and_then_went_well_is_done_and_the_failure_stay
     assert "in attempt 2" in run.page().text
 
 
+def test_a_step_that_nothing_could_hold_failed_without_an_attempt(told):
+    run = told().done("a").tell("wait", "b", why="asks for 9 GPUs.")
+    with driven(run):
+        assert [s.state for s in run.account(now=run.time + 1).steps.values()] == ["done", "waiting", "waiting"]
+    said = {"error": "Unschedulable", "class": "capacity", "sentence": "asks for 9 GPUs.", "log": "", "attempt": 1}
+    run.tell("fail", "b", **said).finish("failed")
+    assert [s.state for s in run.account().steps.values()] == ["done", "failed", "skipped"]
+    text = run.page().text
+    assert "b failed in attempt 1 with Unschedulable : asks for 9 GPUs." in text
+    assert "logs/b" not in text
+
+
 def test_a_run_that_used_only_stored_results_shows_them_with_the_curves_of_the_run_that_made_them(told):
     told(run="20250101-000000000-tiny-0000").done("a", losses(3.0, 2.0, 1.5)).done("b").done("c").finish()
     run = told().reuse("a").reuse("b").reuse("c").finish()

@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.capacity import Capacity
+from cluster.pool import Ended, Pool
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states, status
 from pipelines.plan import PlanError, plan
@@ -225,3 +227,27 @@ def test_runs_that_want_the_same_result_compute_it_once(project, store, ray_loca
     for step in "abcd":
         assert sorted(steps[step].state for _, steps in found) == ["done", "reused", "reused", "reused"]
     assert store.storage.list("leases") == ()
+
+
+class Shrinking(Pool):
+    """A cluster that loses its nodes when the first step has ended."""
+
+    def __init__(self):
+        self.ended = 0
+
+    def capacity(self):
+        return Capacity.of([]) if self.ended else super().capacity()
+
+    def heard(self, handles, timeout):
+        said = super().heard(handles, timeout)
+        self.ended += sum(isinstance(s, Ended) for s in said)
+        return said
+
+
+def test_what_nothing_can_hold_any_more_is_given_up_after_its_time(project, store, one_ray):
+    asks = [f"{step}.schedule_timeout=0" for step in "abcd"]
+    said, steps = start(project, store, lambda: contextlib.nullcontext(Shrinking()), *asks)
+    assert said == "failed"
+    assert {n: s.state for n, s in steps.items()} == {"a": "done", "b": "failed", "c": "failed", "d": "waiting"}
+    assert steps["b"].data["class"] == "capacity"
+    assert steps["b"].data["sentence"].startswith("asks for 1 CPU, expected at most 0, which is all there is.")
