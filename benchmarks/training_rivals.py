@@ -37,6 +37,10 @@ class Clock:
     def kept(self) -> Path | None:
         """Nothing to go on from."""
 
+    def leaving(self) -> bool:
+        """Never."""
+        return False
+
     @property
     def seconds(self) -> float:
         """The median step but for the first, which allocates."""

@@ -105,6 +105,7 @@ class Work:
         self.scratch.mkdir(parents=True)
         self.told: list[dict[str, float]] = []
         self.checkpoints: list[Path] = []
+        self.goes_at = float("inf")  # after which step this machine is about to be taken away
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         self.told.append({"done": done, "total": total, **measures})
@@ -116,6 +117,9 @@ class Work:
 
     def kept(self) -> Path | None:
         return self.checkpoints[-1] if self.checkpoints else None
+
+    def leaving(self) -> bool:
+        return len(self.told) >= self.goes_at
 
     def save(self, kind: Any, path: Path, about: Mapping[str, object] | None = None) -> Any:
         return kind(str(path), "", dict(about or {}))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lfm.errors import HyperparameterError
 from operators.batches import IGNORED, NoLossToken, global_batch
 from operators.loop import Diverged, Job, Place, train
+from operators.notices import Preempted
 from operators.objectives import NextToken
 from operators.training import Training
 from tests.operators import small
@@ -133,6 +134,28 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(last, tmp_path):
     assert work.told == told.told[before:]
     assert same(again.weights, whole.weights)
     assert (again.steps, again.loss_tokens) == (whole.steps, whole.loss_tokens)
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_notice_ends_it_with_a_checkpoint_and_nothing_is_learnt_twice(every, tmp_path, undisturbed):
+    whole, told = undisturbed
+    work = small.Work(tmp_path)
+    work.goes_at = 3
+    training = replace(TRAINING, checkpoint_every=every)
+    with pytest.raises(Preempted) as notice:
+        train(job(), training, Place(), work, work.scratch)
+    assert notice.value.args == (4, 8)
+    work.goes_at = float("inf")
+    again = train(job(), training, Place(), work, work.scratch)
+    assert work.told == told.told
+    assert same(again.weights, whole.weights)
+
+
+def test_a_notice_at_the_last_step_lets_it_end(tmp_path, undisturbed):
+    work = small.Work(tmp_path)
+    work.goes_at = 7
+    assert same(train(job(), TRAINING, Place(), work, work.scratch).weights, undisturbed[0].weights)
+    assert work.checkpoints == []
 
 
 def test_a_checkpoint_holds_parameters_and_moments_by_name(tmp_path):

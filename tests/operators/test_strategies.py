@@ -39,31 +39,42 @@ def steady(tmp_path_factory):
     return single(tmp_path_factory.mktemp("steady"), together.STEADY)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory, steady):
-    """What two processes found that went through all cases."""
-    folder = tmp_path_factory.mktemp("together")
+def group(folder, checkpoint, world, cases):
+    """Have some processes go through cases together, each with a checkpoint at hand."""
     small.saved(folder / "model", hidden_size=32, num_key_value_heads=2)
     small.pairs(folder / "pairs.jsonl", 24)
-    (folder / "checkpoint").symlink_to(steady[1].checkpoints[0])
+    (folder / "checkpoint").symlink_to(checkpoint)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tests.operators.together"]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), "2", str(port), str(folder), *CASES],
+            [*command, str(rank), str(world), str(port), str(folder), *cases],
             cwd=ROOT,
             env={**os.environ, "LOCAL_RANK": str(rank)},  # DeepSpeed wants it, as Ray Train sets it
         )
-        for rank in (0, 1)
+        for rank in range(world)
     ]
     try:
-        assert [p.wait(timeout=300) for p in processes] == [0, 0]
+        assert [p.wait(timeout=300) for p in processes] == [0] * world
     finally:
         for process in processes:
             process.kill()
     return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, steady):
+    """What two processes found that went through all cases."""
+    return group(tmp_path_factory.mktemp("together"), steady[1].checkpoints[0], 2, CASES)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory, home):
+    """What three processes found that went on with what two began."""
+    (checkpoint,) = (home / "zero3-starts" / "rank-0").glob("kept-*")
+    return group(tmp_path_factory.mktemp("three"), checkpoint, 3, RESUMED)
 
 
 def found(home, case, rank=0):
@@ -112,6 +123,13 @@ def test_what_two_workers_began_one_goes_on_with(strategy, home, steady, tmp_pat
 @pytest.mark.parametrize("case", RESUMED)
 def test_what_one_worker_began_two_go_on_with(case, home, steady):
     got = found(home, case)
+    assert got["loss"] == pytest.approx(steady[1].curve()[3:], rel=2e-5)
+    assert got["gradient_norm"] == pytest.approx(steady[1].curve("gradient_norm")[3:], rel=2e-4)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_what_two_workers_began_three_go_on_with(case, three, steady):
+    got = found(three, case)
     assert got["loss"] == pytest.approx(steady[1].curve()[3:], rel=2e-5)
     assert got["gradient_norm"] == pytest.approx(steady[1].curve("gradient_norm")[3:], rel=2e-4)
 
