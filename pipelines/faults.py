@@ -14,6 +14,8 @@ POINTS = (
     "claim: decided",
     "claim: written",
     *(f"journal: {when} {event}" for event in EVENTS for when in ("before", "after")),
+    "pack: before it",
+    "pack: is in",
     "driver: Ray is open",
     "lease: taken",
     "lease: before it is given back",

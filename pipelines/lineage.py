@@ -2,6 +2,10 @@
 
 A run's journal is a series of segments, `runs/<run>/journal/<epoch>-<number>.json`, each written once. A driver
 claims the next epoch before it writes; what an older epoch writes after that claim does not count.
+
+Packs, `runs/<run>/packs/<epoch>-<number>.json`, spare readers a request for each segment. A pack holds segments by
+their names, and where one is named after a segment, every segment up to that one that counts is in it or in an
+earlier one. The segments stay: what a pack holds beside what counts, or what another holds too, does no harm.
 """
 
 import json
@@ -18,6 +22,8 @@ from pipelines import processes
 from pipelines.faults import reached
 from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
+
+PACKED = 256  # so many segments without a pack at most: what a reader of a long journal has to ask for one by one
 
 
 class UnknownRun(LfmError, LookupError):
@@ -65,7 +71,8 @@ class Journal:
     def __init__(self, storage: Storage, run: str, epoch: int) -> None:
         self.storage, self.run, self.epoch = storage, run, epoch
         self._segments = 0
-        self._started = Counter(e.step for e in history(storage, run) if e.kind == "start")
+        found, self._loose = _read(storage, run)
+        self._started = Counter(e.step for e in _events(found) if e.kind == "start")
 
     @classmethod
     def claim(cls, storage: Storage, run: str) -> "Journal":
@@ -80,14 +87,18 @@ class Journal:
             if _drives(last):
                 raise RunIsLive(run, last["host"], last["pid"])
         before = len(claims)
-        # Clocks of two machines tell no order, so the claim says how much of what came before it counts.
-        counts = sum(_epoch(k) == before for k in storage.list(f"runs/{run}/journal"))
+        # Clocks of two machines tell no order, so the claim says how much of what came before it counts: up to which
+        # segment, and not how many, because a driver that was interrupted while it wrote one has gone on after it.
+        packs, loose = _listed(storage, run)
+        counts = max((_segment(k) for k in (*packs, *loose) if _epoch(k) == before), default=0)
         claim = canonical({**processes.this(), "counts": counts})
         reached("claim: decided")
         if not storage.put_if_absent(f"runs/{run}/claims/{before + 1:06}.json", claim):
             raise RunIsLive(run, "another claim", 0)
         reached("claim: written")
-        return cls(storage, run, before + 1)
+        claimed = cls(storage, run, before + 1)
+        claimed._pack()
+        return claimed
 
     def attempts(self, step: str) -> int:
         """How often the step was started, by this driver and those before."""
@@ -98,27 +109,65 @@ class Journal:
         if events:
             self._segments += 1
             self._started.update(e.step for e in events if e.kind == "start")
-            key = f"runs/{self.run}/journal/{self.epoch:06}-{self._segments:06}.json"
+            name = f"{self.epoch:06}-{self._segments:06}.json"
+            # Not canonical, which would sort: the plan's order of steps and an evaluation's of sets mean something.
+            data = json.dumps([asdict(e) for e in events], separators=(",", ":")).encode()
+            self._loose[name] = data
             for event in events:
                 reached(f"journal: before {event.kind}")
-            # Not canonical, which would sort: the plan's order of steps and an evaluation's of sets mean something.
-            self.storage.put_if_absent(key, json.dumps([asdict(e) for e in events], separators=(",", ":")).encode())
+            self.storage.put_if_absent(f"runs/{self.run}/journal/{name}", data)
             for event in events:
                 reached(f"journal: after {event.kind}")
+            if len(self._loose) >= PACKED or events[-1].kind == "finished":
+                self._pack()
+
+    def _pack(self) -> None:
+        """Write what no pack holds as one; what a write that broke off was to say is in it, as it may have landed."""
+        if self._loose:
+            reached("pack: before it")
+            held = b",".join(b'"%s":%s' % (name.encode(), data) for name, data in self._loose.items())
+            self.storage.put_if_absent(f"runs/{self.run}/packs/{max(self._loose)}", b"{%s}" % held)
+            reached("pack: is in")
+            self._loose = {}
 
 
 def history(storage: Storage, run: str) -> list[Event]:
     """All events of a run, in order; what a driver wrote after the next one's claim is left out."""
-    segments = storage.list(f"runs/{run}/journal")
-    claims = storage.list(f"runs/{run}/claims")[1:]
-    counts = {epoch: json.loads(data or b"{}")["counts"] for epoch, data in enumerate(at_once(storage.read, claims), 1)}
-    counted = [k for k in segments if _segment(k) <= counts.get(_epoch(k), _segment(k))]
-    return [Event(**e) for data in at_once(storage.read, counted) for e in json.loads(data or b"[]")]
+    return _events(_read(storage, run)[0])
+
+
+def _events(found: Mapping[str, Sequence[Any]]) -> list[Event]:
+    return [Event(**e) for name in sorted(found) for e in found[name]]
+
+
+def _read(storage: Storage, run: str) -> tuple[dict[str, Sequence[Any]], dict[str, bytes]]:
+    """What each segment that counts says, by its name; and the bytes of those that no pack holds."""
+    packs, loose = _listed(storage, run)
+    claims = storage.list(f"runs/{run}/claims")[1:]  # after the segments: none of them is later than a claim unseen
+    keys = (*packs, *loose, *claims)
+    read = {k: data for k, data in zip(keys, at_once(storage.read, keys), strict=True) if data is not None}
+    counts = {epoch: json.loads(read.get(k, b'{"counts":0}'))["counts"] for epoch, k in enumerate(claims, 1)}
+    data = {_name(k): read[k] for k in loose if k in read}
+    said = {name: says for k in packs for name, says in json.loads(read.get(k, b"{}")).items()}
+    said |= {name: json.loads(one) for name, one in data.items()}
+    counted = {n: says for n, says in said.items() if _segment(n) <= counts.get(_epoch(n), _segment(n))}
+    return counted, {n: one for n, one in data.items() if n in counted}
+
+
+def _listed(storage: Storage, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A run's packs and the segments after the last of them."""
+    packs = storage.list(f"runs/{run}/packs")
+    return packs, storage.list(f"runs/{run}/journal", after=f"runs/{run}/journal/{_name(packs[-1])}" if packs else "")
+
+
+def _name(key: str) -> str:
+    """A segment's name, which its key ends with, and that of a pack with everything up to it."""
+    return key.rpartition("/")[2]
 
 
 def _epoch(segment: str) -> int:
     """Which driver wrote a segment, counted from 1."""
-    return int(segment.rpartition("/")[2].partition("-")[0])
+    return int(_name(segment).partition("-")[0])
 
 
 def _segment(segment: str) -> int:

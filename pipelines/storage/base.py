@@ -105,8 +105,8 @@ class Storage(Protocol):
     def read(self, key: str) -> bytes | None:
         """The bytes, or None where there are none."""
 
-    def list(self, prefix: str) -> tuple[str, ...]:
-        """Every key below the folder `prefix`, sorted."""
+    def list(self, prefix: str, *, after: str = "") -> tuple[str, ...]:
+        """Every key below the folder `prefix`, sorted; with `after`, a key, only those that sort after it."""
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         """The same, with what is known of each."""

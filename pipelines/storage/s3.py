@@ -64,15 +64,16 @@ class S3Storage:
             data += last or b""
         return data
 
-    def list(self, prefix: str) -> tuple[str, ...]:
+    def list(self, prefix: str, *, after: str = "") -> tuple[str, ...]:
         """See `Storage`."""
-        return tuple(e.key for e in self.entries(prefix))
+        found = {_key(one.key.removeprefix(self._below)) for one in self._objects(_folder(prefix), after=after)}
+        return tuple(sorted(key for key in found if key > after))  # more objects of the key `after` follow it
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         """See `Storage`."""
         found: dict[str, Entry] = {}
-        for one in self._objects(f"{prefix}/" if prefix else ""):
-            key = re.sub(r"~\d{6}$", "", one.key.removeprefix(self._below))
+        for one in self._objects(_folder(prefix)):
+            key = _key(one.key.removeprefix(self._below))
             before = found.get(key, Entry(key, 0, 0.0))
             found[key] = Entry(key, before.size + one.size, max(before.modified, one.modified))
         return tuple(found[key] for key in sorted(found))
@@ -216,8 +217,8 @@ class S3Storage:
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _objects(self, prefix: str) -> Iterator[s3_client.Object]:
-        return s3_client.listed(self.bucket, self._below + prefix)
+    def _objects(self, prefix: str, *, after: str = "") -> Iterator[s3_client.Object]:
+        return s3_client.listed(self.bucket, self._below + prefix, after=after and self._below + after)
 
     def _parts(self, key: str) -> tuple[str, ...]:
         """Every object that a key or folder consists of, the manifest first."""
@@ -298,6 +299,16 @@ _checked: dict[str, str] = {}
 def _part(key: str, number: int) -> str:
     """Where the n-th object of an appended key is."""
     return key if number == 1 else f"{key}~{number:06}"
+
+
+def _key(part: str) -> str:
+    """The key that an object belongs to, the other way round."""
+    return re.sub(r"~\d{6}$", "", part)
+
+
+def _folder(prefix: str) -> str:
+    """What the keys below a folder begin with; all keys are below the empty one."""
+    return f"{prefix}/" if prefix else ""
 
 
 def _files(manifest: bytes) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def _client(at: str, who: tuple[str, ...], retries: int) -> Any:
     return boto3.session.Session().client("s3", endpoint_url=at or None, config=config)
 
 
-def listed(bucket: str, prefix: str) -> Iterator[Object]:
-    """Every object whose key begins with `prefix`."""
+def listed(bucket: str, prefix: str, *, after: str = "") -> Iterator[Object]:
+    """Every object whose key begins with `prefix`; with `after`, only those whose key sorts after it."""
     with answered(f"s3://{bucket}/{prefix}"):
-        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        asked = {"Bucket": bucket, "Prefix": prefix, **({"StartAfter": after} if after else {})}
+        for page in client().get_paginator("list_objects_v2").paginate(**asked):
             for found in page.get("Contents", ()):
                 modified = found["LastModified"].timestamp()
                 yield Object(found["Key"], int(found["Size"]), found["ETag"].strip('"'), modified)

@@ -70,6 +70,9 @@ def test_a_folder_is_listed_with_all_below_it_and_nothing_beside_it(storage):
     assert storage.list("runs") == ("runs/a/1", "runs/a/deep/1", "runs/b/2")
     assert storage.list("runs/a") == ("runs/a/1", "runs/a/deep/1")
     assert storage.list("nothing") == ()
+    assert storage.list("runs", after="runs/a/1") == ("runs/a/deep/1", "runs/b/2")
+    assert storage.list("runs", after="runs/a/2") == ("runs/a/deep/1", "runs/b/2")
+    assert storage.list("runs", after="runs/b/2") == storage.list("runs/a", after="runs/b") == ()
     assert storage.folders("runs") == ("a", "b")
     assert {"runs", "runs-too"} <= set(storage.folders(""))
     assert storage.folders("runs/b") == storage.folders("nothing") == ()
@@ -148,6 +151,7 @@ def test_appends_come_one_after_the_other(storage):
     (entry,) = storage.entries("log")
     assert (entry.key, entry.size) == ("log/s.txt", len(whole))
     assert storage.list("log") == ("log/s.txt",)
+    assert storage.list("log", after="log/s.txt") == ()
     storage.delete("log/s.txt")
     assert storage.read("log/s.txt") is None
     assert storage.list("log") == ()
