@@ -1,5 +1,6 @@
 """Plain values -> a method, resources or the parameters of a step, with a sentence for each that is not right."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from operators.resources import ResourcesError
 from pipelines.problems import Part, near, shown
 
 ANYTHING = TypeAdapter(Any)  # made once: making one takes a millisecond
+_adapter = functools.lru_cache(maxsize=1024)(TypeAdapter)  # of a class, which equals no other
 LARGEST = 2**63  # what the libraries below take as an integer
 KINDS = {  # pydantic's words, which begin the names of its errors
     "int": "an integer",
@@ -58,7 +60,7 @@ def object_of(
     made = None
     while made is None:
         try:
-            made = TypeAdapter(cls).validate_python(left)
+            made = _adapter(cls).validate_python(left)  # type: ignore[arg-type]  # a class is hashable
         except ValidationError as error:
             found = list(_sentences(error, left, what))
             wrong += [(path, s) for path, s, depends in found if not _follows(depends, [*dropped, *_heads(wrong)])]
@@ -95,7 +97,7 @@ def parameters_of(verb: Operator[Any], given: Mapping[str, Any]) -> tuple[dict[s
             wrong.append(((key,), f"{verb.name}: {key}={shown(given[key])}, expected {odd}."))
             continue
         try:
-            found[key] = TypeAdapter(parameter.hint).validate_python(given[key])
+            found[key] = parameter.adapter.validate_python(given[key])
         except ValidationError as error:
             wrong += [w[:2] for w in _sentences(error, given[key], verb.name, at=(key,))]
             continue
