@@ -23,7 +23,7 @@ from pipelines.faults import reached
 from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
 
-PACKED = 256  # so many segments without a pack at most: what a reader of a long journal has to ask for one by one
+PACKED = 128  # so many segments without a pack at most: what a reader of a long journal has to ask for one by one
 
 
 class UnknownRun(LfmError, LookupError):

@@ -14,7 +14,7 @@ from pipelines.card import model_card
 from pipelines.commands._output import printed
 from pipelines.inputs import buckets, hub
 from pipelines.inputs.inspector import fetch
-from pipelines.storage.base import DamagedFolder, digest_of, named
+from pipelines.storage.base import DamagedFolder, copied, named
 from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, Store
 
@@ -107,8 +107,7 @@ def _copied(store: Store, digest: str, folder: Path) -> None:
     for file, expected in store.manifest(digest)["files"].items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, path)
-        if digest_of(path) != expected["sha256"]:
+        if copied(source / file, path) != expected["sha256"]:
             raise DamagedFolder(f"artifact {digest[:12]}", file)
 
 

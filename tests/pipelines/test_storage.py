@@ -10,8 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipelines import processes
-from pipelines.storage import s3, s3_client
-from pipelines.storage.base import DamagedFolder, StorageFailed, UnsafePath, UnsupportedStorage, UnusableStore, owner
+from pipelines.storage import base, s3, s3_client
+from pipelines.storage.base import (
+    DamagedFolder,
+    StorageFailed,
+    UnsafePath,
+    UnsupportedStorage,
+    UnusableStore,
+    copied,
+    owner,
+)
 from pipelines.storage.local import LocalStorage
 from pipelines.storage.opening import open_storage
 from pipelines.storage.s3 import PART, S3Storage
@@ -356,3 +364,13 @@ def test_locations_do_not_share_a_cache(on_s3, bucket):
 
 def test_a_local_folder_is_opened_by_its_path(tmp_path):
     assert isinstance(open_storage(str(tmp_path / "s")), LocalStorage)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 40, 41])
+def test_a_copy_is_the_same_bytes_and_gives_their_digest(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "CHUNK", 4)
+    monkeypatch.setattr(base, "BEHIND", 2)
+    data = bytes(range(size))
+    (tmp_path / "source").write_bytes(data)
+    assert copied(tmp_path / "source", tmp_path / "target") == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "target").read_bytes() == data
