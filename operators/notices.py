@@ -1,4 +1,4 @@
-"""Whether this process's machine is about to be taken away."""
+"""Machines that go: what a step says of one that is lost, and whether its own is about to be taken away."""
 
 import sys
 import time
@@ -20,6 +20,20 @@ class Preempted(LfmError, RuntimeError):
         return (
             f"its machine is about to be taken away, expected one that stays for all {self.total} steps. What it had "
             f"learnt after {self.done} is kept, and another machine goes on from there."
+        )
+
+
+class NodeLost(LfmError, RuntimeError):
+    """A group of workers of which a machine was lost."""
+
+    def __init__(self, who: str, what: str, nodes: tuple[str, ...]) -> None:
+        super().__init__(who, what, nodes)
+        self.who, self.what, self.nodes = who, what, nodes
+
+    def __str__(self) -> str:
+        gone = ", ".join(self.nodes)
+        return (
+            f"{self.who}: {self.what}; node {gone} is gone, expected it to stay. Another one goes on from what is kept."
         )
 
 

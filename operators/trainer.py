@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from lfm.errors import LfmError
 from operators.code import brought
 from operators.group import Make, learn, listening, packed, worker
 from operators.learner import Place
+from operators.notices import NodeLost
 from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
 
+NODE_S = 5.0  # how long it may take the cluster to see that a node is gone
 START_TRIES = 3  # of a group, each of a minute; without a limit Ray Train tries for ever
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -63,6 +67,7 @@ def fit(work: Workspace, make: Make, arguments: Mapping[str, Any], training: Tra
 
     Raises:
         GroupFailed: A group of workers did not start or lost one. What a worker raises on purpose comes as it is.
+        NodeLost: It lost one with its machine.
     """
     home = work.scratch / "training"
     home.mkdir()
@@ -103,15 +108,16 @@ def _together(
                 ),
             ),
         )
+        nodes = _nodes()
         try:
             measures: dict[str, int] = trainer.fit().return_value
         except TrainingFailedError as error:
-            raise _reason(error) from error
+            raise _reason(error, partial(_lost, nodes)) from error
     return measures
 
 
-def _reason(error: Any) -> LfmError:
-    """The one failure that explains the others: what a worker raised on purpose, or the first one's."""
+def _reason(error: Any, lost: Callable[[], tuple[str, ...]]) -> LfmError:
+    """The one failure that explains the others: what a worker raised on purpose, a lost machine, or the first one's."""
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return GroupFailed("worker group", _first_line(getattr(error, "controller_failure", error)))
@@ -120,7 +126,24 @@ def _reason(error: Any) -> LfmError:
     if known:
         return known[0]
     rank, first = next(iter(raised.items()))
-    return GroupFailed(f"worker {rank}", f"{type(first).__name__}: {_first_line(first)}")
+    who, what = f"worker {rank}", f"{type(first).__name__}: {_first_line(first)}"
+    # What one raises of its own is something else than what it sees of another one that has died.
+    nodes = lost() if any(isinstance(e, RuntimeError | ConnectionError) for e in raised.values()) else ()
+    return NodeLost(who, what, nodes) if nodes else GroupFailed(who, what)
+
+
+def _nodes() -> frozenset[str]:
+    import ray
+
+    return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"])
+
+
+def _lost(before: frozenset[str]) -> tuple[str, ...]:
+    """The nodes that are gone: the cluster sees that later than a worker sees that another one is."""
+    until = time.monotonic() + NODE_S
+    while not (lost := before - _nodes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return tuple(sorted(lost))
 
 
 def _first_line(error: object) -> str:

@@ -79,7 +79,7 @@ class Attempts:
         if ended.error is not None:  # the process died; whatever a step raises comes as an answer
             return attempt.task, self._died(attempt, ended.error)
         answer: dict[str, Any] = ended.answer
-        if answer.get("class") == Failure.NODE and self._left:  # of a group, some of which was on such a node
+        if self._left.intersection(answer.get("nodes", ())):
             answer["class"] = Failure.PREEMPTION.value
         return attempt.task, answer
 

@@ -24,7 +24,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
-from operators.notices import Notices
+from operators.notices import NodeLost, Notices
 from operators.resources import Resources
 from pipelines.failures import classify
 from pipelines.faults import reached
@@ -104,9 +104,15 @@ def execute(task: Task) -> dict[str, Any]:
         except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
             traceback.print_exc()
             sentence = str(error).strip() or type(error).__name__
-            failed = {"error": type(error).__name__, "class": classify(error).value, "sentence": sentence}
+            failed: dict[str, Any] = {
+                "error": type(error).__name__,
+                "class": classify(error).value,
+                "sentence": sentence,
+            }
             if isinstance(error, DamagedArtifact | MissingArtifact):
                 failed["lost"] = error.digest
+            if isinstance(error, NodeLost):
+                failed["nodes"] = list(error.nodes)
             done = {"kind": "fail", **failed, "log": task.log}
             print(f"Step {task.step!r} failed with {type(error).__name__}: {sentence}", file=sys.stderr)
     return {**done, "seconds": time.monotonic() - began}

@@ -54,7 +54,6 @@ BUGS = (
     ValueError,
 )
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOMEM}
-LOST_NODE = "because its node has died"  # what Ray says of an actor, of which no type tells it
 NO_MEMORY = ("can't allocate memory", "out of memory")  # what torch says of the host, and devices of themselves
 # By name, so that neither torch nor Ray nor a storage has to be imported to ask.
 NAMES = {
@@ -64,6 +63,7 @@ NAMES = {
     "OutOfMemoryError": Failure.MEMORY,
     "Preempted": Failure.PREEMPTION,
     "PreemptionError": Failure.PREEMPTION,
+    "NodeLost": Failure.NODE,
     "NodeDiedError": Failure.NODE,
     "LocalRayletDiedError": Failure.NODE,
 }
@@ -77,10 +77,10 @@ def classify(error: BaseException) -> Failure:
     """
     chain = list(_chain(error))
     workers = [getattr(e, "_base_exc", e) for one in chain for e in getattr(one, "worker_failures", {}).values()]
-    found = [_alone(e) for e in (workers or chain)]
-    telling = next((f for f in found if f not in (Failure.USER, Failure.OTHER)), None)
+    telling = next((f for f in map(_alone, [*chain, *workers]) if f not in (Failure.USER, Failure.OTHER)), None)
     if telling is not None:
         return telling
+    found = [_alone(e) for e in (workers or chain)]
     return Failure.USER if workers and Failure.USER in found else found[0]
 
 
@@ -96,8 +96,6 @@ def _alone(error: BaseException) -> Failure:
         return Failure.MEMORY
     if isinstance(error, OSError) and error.errno in REFUSED:
         return Failure.STORAGE
-    if LOST_NODE in str(error):
-        return Failure.NODE
     return Failure.USER if isinstance(error, (LfmError, *BUGS)) else Failure.OTHER
 
 

@@ -13,11 +13,9 @@ from typing import Any
 
 from pipelines import processes
 from pipelines.faults import reached
+from pipelines.processes import BEAT_S, LEASE_S
 from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
-
-LEASE_S = 60.0
-BEAT_S = LEASE_S / 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ earlier one. The segments stay: what a pack holds beside what counts, or what an
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Any
 from lfm.errors import LfmError
 from pipelines import processes
 from pipelines.faults import reached
+from pipelines.processes import BEAT_S, LEASE_S
 from pipelines.storage.base import Storage, at_once
 from pipelines.store import canonical
 
@@ -49,6 +51,20 @@ class RunIsLive(LfmError, RuntimeError):
         return f"Run {self.run!r} is driven by process {self.pid} on {self.host}. Wait for it or stop it first."
 
 
+class RunTaken(LfmError, RuntimeError):
+    """A driver that another one has taken for dead."""
+
+    def __init__(self, run: str, host: str, pid: int) -> None:
+        super().__init__(run, host, pid)
+        self.run, self.host, self.pid = run, host, pid
+
+    def __str__(self) -> str:
+        return (
+            f"Run {self.run!r}: process {self.pid} on {self.host} drives it now, expected this one, which was silent "
+            "for too long. What this one does any more does not count; follow the other one with lfm show."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a run.
@@ -71,21 +87,26 @@ class Journal:
     def __init__(self, storage: Storage, run: str, epoch: int) -> None:
         self.storage, self.run, self.epoch = storage, run, epoch
         self._segments = 0
+        self._beats, self._due = 0, time.monotonic() + BEAT_S
         found, self._loose = _read(storage, run)
         self._started = Counter(e.step for e in _events(found) if e.kind == "start")
 
     @classmethod
-    def claim(cls, storage: Storage, run: str) -> "Journal":
+    def claim(cls, storage: Storage, run: str, *, waiting: Callable[[str], None] = lambda said: None) -> "Journal":
         """Become the run's driver.
 
+        Args:
+            storage: Where the run is.
+            run: Its name.
+            waiting: Called with a sentence where it takes a while: until the driver before, which is of another
+                machine and has not written down its end, has said nothing for `LEASE_S`.
+
         Raises:
-            RunIsLive: The process that claimed it last is alive on this machine, or claimed it just now.
+            RunIsLive: The process that claimed it last is alive, or claimed it just now.
         """
         claims = storage.list(f"runs/{run}/claims")
         if claims:
-            last = json.loads(storage.read(claims[-1]) or b"{}")
-            if _drives(last):
-                raise RunIsLive(run, last["host"], last["pid"])
+            _see_it_dead(storage, run, claims[-1], waiting)
         before = len(claims)
         # Clocks of two machines tell no order, so the claim says how much of what came before it counts: up to which
         # segment, and not how many, because a driver that was interrupted while it wrote one has gone on after it.
@@ -93,12 +114,30 @@ class Journal:
         counts = max((_segment(k) for k in (*packs, *loose) if _epoch(k) == before), default=0)
         claim = canonical({**processes.this(), "counts": counts})
         reached("claim: decided")
-        if not storage.put_if_absent(f"runs/{run}/claims/{before + 1:06}.json", claim):
+        if not storage.put_if_absent(_claim(run, before + 1), claim):
             raise RunIsLive(run, "another claim", 0)
         reached("claim: written")
         claimed = cls(storage, run, before + 1)
         claimed._pack()
         return claimed
+
+    def beat(self) -> None:
+        """Say that this driver lives; cheap, call it often.
+
+        Raises:
+            RunTaken: Another one has claimed the run since.
+        """
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + BEAT_S
+        self._beats += 1
+        taken = self.storage.read(_claim(self.run, self.epoch + 1))
+        if taken is not None:
+            by = json.loads(taken)
+            raise RunTaken(self.run, by["host"], by["pid"])
+        key = _claim(self.run, self.epoch)
+        old = self.storage.read(key) or b"{}"
+        self.storage.replace_if_match(key, canonical({**json.loads(old), "beats": self._beats}), old)
 
     def attempts(self, step: str) -> int:
         """How often the step was started, by this driver and those before."""
@@ -130,6 +169,28 @@ class Journal:
             self.storage.put_if_absent(f"runs/{self.run}/packs/{max(self._loose)}", b"{%s}" % held)
             reached("pack: is in")
             self._loose = {}
+
+
+def _claim(run: str, epoch: int) -> str:
+    """The key of what a driver says of itself."""
+    return f"runs/{run}/claims/{epoch:06}.json"
+
+
+def _see_it_dead(storage: Storage, run: str, key: str, waiting: Callable[[str], None]) -> None:
+    """Raise `RunIsLive` unless the driver that made a claim is dead, or silent for as long as that takes."""
+    said = storage.read(key) or b"{}"
+    claim = json.loads(said)
+    live = RunIsLive(run, claim.get("host", ""), claim.get("pid", 0))
+    if _drives(claim):
+        raise live
+    if processes.alive(claim) is not None or [e.kind for e in history(storage, run)][-1:] == ["finished"]:
+        return
+    waiting(f"Run {run!r}: its driver is on {live.host}; seeing for {LEASE_S:.0f} s whether it lives.")
+    until = time.monotonic() + LEASE_S
+    while time.monotonic() < until:
+        time.sleep(min(1.0, LEASE_S))
+        if storage.read(key) != said:
+            raise live
 
 
 def history(storage: Storage, run: str) -> list[Event]:
@@ -321,5 +382,5 @@ def driver(storage: Storage, run: str) -> int | None:
 
 
 def _drives(claim: Mapping[str, Any]) -> bool:
-    """Whether another process made a claim and lives; on another machine nobody can tell, so it counts as dead."""
+    """Whether another process of this machine made a claim and lives."""
     return claim.get("pid") != os.getpid() and bool(processes.alive(claim))

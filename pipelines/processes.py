@@ -8,6 +8,11 @@ from typing import Any
 
 import psutil
 
+LEASE_S = 60.0
+"""For how long one of another machine may say nothing before it counts as dead; clocks are never compared."""
+BEAT_S = LEASE_S / 4
+"""How often one that holds something says that it lives."""
+
 
 def this() -> dict[str, Any]:
     """This process as JSON: a number alone may come again, with the time of its birth it does not."""

@@ -152,7 +152,8 @@ class _Driver:
             with contextlib.suppress(KeyboardInterrupt):
                 self._record([Event("serving", data={"endpoints": endpoints})])
                 while True:
-                    signal.pause()
+                    time.sleep(POLL_S)
+                    self.journal.beat()
 
     def _record(self, events: Sequence[Event]) -> None:
         stamped = [replace(e, time=time.time()) for e in events]
@@ -218,6 +219,7 @@ class _Driver:
     def _look(self) -> None:
         """See what the cluster has and what others have computed, now and then."""
         self.leases.beat()
+        self.journal.beat()
         now = time.monotonic()
         if now < self.look_at:
             return

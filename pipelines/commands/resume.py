@@ -1,6 +1,8 @@
 """`lfm resume`: go on with a run."""
 
+import sys
 from argparse import Namespace
+from functools import partial
 
 from operators.catalog import Catalog
 from operators.code import Code, bring
@@ -20,7 +22,7 @@ def act(arguments: Namespace) -> int:
     name = find_run(storage, arguments.run)
     began = history(storage, name)[0].data
     mlflow = tracking(arguments.mlflow or began["mlflow"], storage)
-    journal = Journal.claim(storage, name)
+    journal = Journal.claim(storage, name, waiting=partial(print, file=sys.stderr))
     code = Code(tuple(began["uses"]), tuple((k, v) for k, v in began["files"]))
     catalog = Catalog(bring(code))
     spec = build(dict(began["spec"]), Places(name), code=code, catalog=catalog).whole()

@@ -13,6 +13,7 @@ from operators.base import Resources
 from operators.batches import NoLossToken
 from operators.catalog import Catalog
 from operators.code import bring
+from operators.notices import NodeLost
 from operators.pretraining import Architecture, pretrain
 from operators.resources import ResourcesError
 from operators.trainer import GroupFailed, _as_before, _reason, fit, refused
@@ -218,8 +219,16 @@ def test_the_failure_that_explains_the_others_is_the_one_that_is_told():
     from ray.train import ControllerError, WorkerGroupError
 
     lost, meant = ConnectionError("closed by peer.\nmore"), NoLossToken("data.jsonl", 3)
-    assert _reason(WorkerGroupError("all", {0: lost, 1: meant})) is meant
-    told = _reason(WorkerGroupError("all", {1: lost}))
+    assert _reason(WorkerGroupError("all", {0: lost, 1: meant}), unasked) is meant
+    told = _reason(WorkerGroupError("all", {1: lost}), tuple)
     assert str(told).startswith("worker 1: ConnectionError: closed by peer, expected it to train to the end.")
-    assert "no room" in str(_reason(ControllerError(RuntimeError("no room\nat all"))))
+    assert "no room" in str(_reason(ControllerError(RuntimeError("no room\nat all")), unasked))
     assert str(GroupFailed(*told.args)) == str(told)
+    gone = _reason(WorkerGroupError("all", {1: lost}), lambda: ("n1",))
+    assert str(gone).startswith("worker 1: ConnectionError: closed by peer; node n1 is gone, expected it to stay.")
+    assert NodeLost(*gone.args).nodes == ("n1",)
+    assert isinstance(_reason(WorkerGroupError("all", {1: KeyError("x")}), unasked), GroupFailed)
+
+
+def unasked():
+    raise AssertionError("nobody has to look at nodes for that")

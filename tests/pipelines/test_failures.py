@@ -8,17 +8,13 @@ import torch
 from ray.train import WorkerGroupError
 
 from lfm.errors import HyperparameterError
+from operators.notices import NodeLost, Preempted
 from operators.trainer import GroupFailed
 from pipelines.failures import BUDGETS, Failure, classify
 from pipelines.storage.base import StorageFailed, UnusableStore
 
-USER, MEMORY, NODE, STORAGE, OTHER = (
-    Failure.USER,
-    Failure.MEMORY,
-    Failure.NODE,
-    Failure.STORAGE,
-    Failure.OTHER,
-)
+USER, MEMORY, NODE, STORAGE, OTHER = Failure.USER, Failure.MEMORY, Failure.NODE, Failure.STORAGE, Failure.OTHER
+PREEMPTION = Failure.PREEMPTION
 
 
 def raised(error, cause=None):
@@ -32,6 +28,11 @@ def raised(error, cause=None):
 def group(workers):
     """What the trainer raises when workers failed."""
     return raised(GroupFailed("worker 0", "it failed"), WorkerGroupError("some failed", workers))
+
+
+def preempted():
+    """What Ray says of an actor whose node was taken away."""
+    return ray.exceptions.RayActorError("a", "gone", False, True)
 
 
 LOST = ConnectionError("closed by peer")
@@ -66,6 +67,10 @@ LOST = ConnectionError("closed by peer")
         (group({0: LOST, 1: ValueError("a bug")}), USER),
         (group({0: LOST, 1: torch.OutOfMemoryError("CUDA out of memory")}), MEMORY),
         (group({0: LOST}), OTHER),
+        (raised(NodeLost("worker 0", "closed", ("n1",)), WorkerGroupError("some failed", {0: LOST})), NODE),
+        (group({0: LOST, 1: Preempted(3, 9)}), PREEMPTION),
+        (Preempted(3, 9), PREEMPTION),
+        (preempted(), PREEMPTION),
     ],
     ids=repr,
 )

@@ -8,10 +8,12 @@ import sys
 import psutil
 import pytest
 
+from pipelines import lineage
 from pipelines.lineage import (
     Event,
     Journal,
     RunIsLive,
+    RunTaken,
     UnknownRun,
     driver,
     find_run,
@@ -57,6 +59,55 @@ def test_a_process_that_got_a_dead_drivers_number_is_not_it(store):
     claim = {"host": socket.gethostname(), "pid": os.getppid(), "born": 1.0}
     store.storage.put_if_absent("runs/r/claims/000001.json", canonical(claim))
     assert Journal.claim(store.storage, "r").epoch == 2
+
+
+@pytest.fixture
+def away(store, monkeypatch):
+    """A run whose driver is on another machine, which may go on while somebody here looks whether it lives."""
+
+    class Away:
+        def __init__(self):
+            self.lives, self.clock, self.said = True, 0.0, []
+            monkeypatch.setattr(lineage.time, "sleep", self.sleep)
+            monkeypatch.setattr(lineage.time, "monotonic", lambda: self.clock)
+            with monkeypatch.context() as there:
+                there.setattr(socket, "gethostname", lambda: "away")
+                self.journal = Journal.claim(store.storage, "r")
+            self.journal.write([Event("started")])
+
+        def sleep(self, seconds):
+            self.clock += seconds
+            if self.lives:
+                self.journal.beat()
+
+        def claim(self):
+            return Journal.claim(store.storage, "r", waiting=self.said.append)
+
+    return Away()
+
+
+def test_a_driver_of_another_machine_that_lives_keeps_its_run(away):
+    with pytest.raises(RunIsLive, match="on away"):
+        away.claim()
+    assert away.said == ["Run 'r': its driver is on away; seeing for 60 s whether it lives."]
+
+
+def test_a_driver_of_another_machine_that_is_silent_loses_its_run_and_hears_of_it(away, store):
+    away.lives = False
+    ours = away.claim()
+    assert (away.clock, ours.epoch) == (60.0, 2)
+    ours.write([Event("start", "ours")])
+    away.journal.write([Event("start", "theirs")])
+    with pytest.raises(RunTaken, match=f"process {os.getpid()} on {socket.gethostname()} drives it now"):
+        away.journal.beat()
+    assert [e.step for e in history(store.storage, "r")] == ["", "ours"]
+    ours.beat()
+
+
+def test_a_run_that_has_ended_on_another_machine_is_taken_at_once(away):
+    away.journal.write([Event("finished", data={"status": "failed"})])
+    assert away.claim().epoch == 2
+    assert (away.clock, away.said) == (0.0, [])
 
 
 def test_a_run_is_found_by_a_part_of_its_name(store):
