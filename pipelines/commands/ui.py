@@ -47,7 +47,7 @@ def act(arguments: Namespace) -> int:
     if not served:
         check_port("lfm ui", HOST, arguments.port)
     left = subprocess.run(
-        [sys.executable, "-m", "pipelines.tracking.mirror", storage.uri], stderr=subprocess.PIPE, check=False
+        [sys.executable, "-m", "pipelines.tracking.mirror", storage.uri, where], stderr=subprocess.PIPE, check=False
     )
     if left.returncode:
         last = left.stderr.decode(errors="replace").strip().rpartition("\n")[2]

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+from pipelines.faults import reached
 from pipelines.lineage import driver
 from pipelines.storage.base import Storage, remove
 from pipelines.tracking import outbox
@@ -44,10 +45,14 @@ class Delivery:
                 tracking = self._open.pop(run, None) or self._tracking(entry.tracking, experiment)
                 tracking.tell(experiment)
                 self._open[run] = tracking
+            reached("tell: all is told")
             if not experiment.over:
-                outbox.note(self.storage, run, Entry(entry.tracking, experiment.stamp))
+                # Of a run that goes on not all is told: that its driver died would be no further event.
+                if experiment.ended is not None:
+                    outbox.note(self.storage, run, Entry(entry.tracking, experiment.stamp))
                 return experiment
             outbox.close(self.storage, run)
+            reached("tell: entry is gone")
             # A resume claims its run and then enters it: that entry must not be the one that went just now.
             if stamp(self.storage, run) != experiment.stamp:
                 outbox.enter(self.storage, run, entry.tracking)

@@ -117,6 +117,7 @@ def read(storage: Storage, run: str) -> Experiment | None:
     last = None if now == "running" else _ms(events[-1].time)
     began: Mapping[str, Any] = [e.data for e in events if e.kind == "started"][-1]
     children = list(_children(storage, run, began, events, last))
+    ended = None if last is None else max([last, *(c.ended for c in children if c.ended is not None)])
     names = sorted({str(n["name"]) for e in events if (n := e.data.get("about", {}).get("registered"))})
     registry = Registry(storage)
     return Experiment(
@@ -124,7 +125,7 @@ def read(storage: Storage, run: str) -> Experiment | None:
         run=run,
         status=STATUS[now],
         began=_ms(events[0].time),
-        ended=last,
+        ended=ended,
         over=[e.kind for e in events if e.kind in ENDS][-1] != "started",
         tags={"lfm.run": run, "lfm.status": now, "lfm.store": storage.uri, "lfm.version": began["version"]},
         children=children,
@@ -145,7 +146,7 @@ def _claims(storage: Storage, run: str) -> int:
 def _children(
     storage: Storage, run: str, began: Mapping[str, Any], events: Sequence[Event], last: int | None
 ) -> Iterator[Child]:
-    """The executed steps in plan order; `last` is when the run ended."""
+    """The executed steps in plan order; `last` is when the run's journal ended."""
     now = states(events, began["steps"])
     logs: dict[str, dict[str, str]] = {}
     for event in events:
@@ -175,12 +176,14 @@ def _children(
             farthest = max((p.step for points in series.values() for p in points), default=0)
             new = _new(state.data["about"], makes.digest, [t.name for t in takes if t.digest == makes.digest], now)
             series["result"] = [Point(_key(k), v, _ms(state.ended), farthest) for k, v in numbers(new)]
+        # Of a step whose driver was killed the journal has no end: it was heard of last when it measured last.
+        heard = None if last is None else max([last, *(p.time for points in series.values() for p in points)])
         models = [t.digest for t in takes if t.edge == "model" and t.kind in MODELS]
         yield Child(
             step=step,
             status="KILLED" if went == "RUNNING" and last is not None else went,
             began=_ms(min(e.time for e in events if e.kind == "start" and e.step == step)),
-            ended=_ms(state.ended) if state.ended else last,
+            ended=_ms(state.ended) if state.ended else heard,
             tags=tags,
             params=params(planned),
             series=series,

@@ -23,9 +23,11 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is down is asked again later, not for minutes now
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+# MLflow's client would repeat a request whose answer was lost, and what that had created would be there twice. Here a
+# failure is one at once, and the next delivery looks before it creates.
+ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 class Mirrored:
@@ -60,7 +62,7 @@ class Mirrored:
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115  `_end` closes it
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.tracking.mirror", self.storage.uri, self.run, self.where],
+                [sys.executable, "-m", "pipelines.tracking.mirror", self.storage.uri, self.where, self.run],
                 stdin=subprocess.PIPE,  # closed when this process dies, and then that one does
                 stdout=subprocess.PIPE,
                 stderr=self._noise,
@@ -93,14 +95,14 @@ class Mirrored:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The process: ``STORE RUN WHERE`` follows a run until its driver has ended, ``STORE`` tells what is open, once."""
-    os.environ.update({**QUIET, **os.environ})
-    storage = open_storage(arguments[0])
-    if len(arguments) == 1:
+    """The process: ``STORE WHERE RUN`` follows a run until its driver has ended, ``STORE WHERE`` tells what is open."""
+    os.environ.update({**QUIET, **os.environ, **ONCE})
+    storage, where = open_storage(arguments[0]), arguments[1]
+    if len(arguments) == 2:
         from pipelines.tracking.delivery import Delivery
 
         delivery = Delivery(storage)
-        if "://" not in storage.uri:
+        if where == outbox.OWN:
             delivery.prepare()
         failed = delivery.others()
         sys.stdout.writelines(f"{clause}\n" for clause in failed)
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
 
     delivery = Delivery(storage)
     try:
-        delivery.follow(arguments[1], arguments[2], ended)
+        delivery.follow(arguments[2], where, ended)
     except FAILURES as error:
         sys.stdout.write(f"{reason(error)}\n")
         return 1

@@ -28,6 +28,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.faults import reached
 from pipelines.tracking.experiment import MODELS, Child, Experiment, Registered, Thing
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
@@ -36,6 +37,8 @@ FAILURES = (MlflowException, SQLAlchemyError, OSError)
 URI = "MLFLOW_TRACKING_URI"
 BATCH = 500  # metrics of one call; a server takes 1000, and 1 MB
 PARAMS = 100  # parameters or tags of one call
+VERSION = ("lfm.version", "lfm.digest", "lfm.run", "lfm.step")
+"""The tags by which a version is ours: another store's of the same name has the same number."""
 DIGEST = 36  # characters of a dataset's digest that MLflow takes; the whole one is a tag of the input
 
 T = TypeVar("T")
@@ -70,8 +73,8 @@ class Tracking:
         self.id = self._experiment(experiment.name, artifacts)
         self.models: dict[str, str] = {}
         self.parent: _Held | None = None
-        self.children: dict[str, _Held] = {}
         self.told: Experiment | None = None
+        steps: list[_Held] = []
         for found in self._all(self.client.search_runs, [self.id], f"tags.`lfm.run` = '{experiment.run}'"):
             run = self.client.get_run(found.info.run_id)  # a search leaves its models out
             held = _Held(
@@ -83,9 +86,11 @@ class Tracking:
                 state=(run.info.status, run.info.end_time),
             )
             if "lfm.step" in held.tags:
-                self.children[held.tags["lfm.step"]] = held
-            else:
+                steps.append(held)
+            elif run.info.start_time == experiment.began:  # in another store another run may have the name
                 self.parent = held
+        below = None if self.parent is None else self.parent.id
+        self.children = {h.tags["lfm.step"]: h for h in steps if h.tags.get("mlflow.parentRunId") == below}
 
     def tell(self, experiment: Experiment) -> None:
         """Bring MLflow up to date."""
@@ -115,16 +120,20 @@ class Tracking:
             for some in _batches(points[held.told.get(name, 0) :], BATCH):
                 metrics = [Metric(p.key, p.value, p.time, p.step, judged) for p in some]
                 self.client.log_batch(held.id, metrics=metrics)
+                reached("tell: points are in")
                 held.told[name] = held.told.get(name, 0) + len(some)
         if child.makes is not None and child.makes.kind in MODELS:
             model = self._model(child.makes, held.id, child.params)
             if model not in held.makes:
                 self.client.log_outputs(held.id, [LoggedModelOutput(model, 0)])
+                reached("tell: outputs are in")
                 held.makes.add(model)
         self._state(held, child.status, child.ended)
 
     def _run(self, name: str, began: int, tags: Mapping[str, str]) -> _Held:
-        return _Held(self.client.create_run(self.id, began, dict(tags), name).info.run_id, dict(tags))
+        made = self.client.create_run(self.id, began, dict(tags), name)
+        reached("tell: run is made")
+        return _Held(made.info.run_id, dict(tags))
 
     def _takes(self, child: Child, held: _Held) -> None:
         """The step's datasets and models; of a dataset MLflow itself sees that it has it."""
@@ -133,6 +142,7 @@ class Tracking:
         new = [m for m in models if m not in held.takes]
         if datasets or new:
             self.client.log_inputs(held.id, datasets, [LoggedModelInput(m) for m in new])
+            reached("tell: inputs are in")
             held.takes |= set(new)
 
     def _model(self, thing: Thing, maker: str | None = None, params: Mapping[str, str] | None = None) -> str:
@@ -148,8 +158,10 @@ class Tracking:
                 model = self.client.create_logged_model(
                     self.id, re.sub(r"[/:.%\"']", "-", thing.name), maker, tags, dict(params or {}), thing.kind
                 )
+                reached("tell: model is made")
             if model.status != LoggedModelStatus.READY:
                 self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+                reached("tell: model is ready")
             self.models[thing.digest] = model.model_id
         return self.models[thing.digest]
 
@@ -158,26 +170,29 @@ class Tracking:
         name = registered.name
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)
+            reached("tell: name is made")
         numbers = {
-            v.tags["lfm.version"]: v.version
+            tuple(v.tags.get(t) for t in VERSION): v.version
             for v in self._all(self.client.search_model_versions, f"name = '{name}'")
-            if "lfm.version" in v.tags
         }
+        ours: dict[int, Any] = {}
         for version in registered.versions:
-            if str(version.number) not in numbers:
+            tags = dict(zip(VERSION, (str(version.number), version.digest, version.run, version.step), strict=True))
+            ours[version.number] = numbers.get(tuple(tags.values()))
+            if ours[version.number] is None:
                 thing = Thing(edge="", name=version.step, kind=version.kind, digest=version.digest, uri="")
                 model = self._model(thing)
-                tags = {"lfm.version": str(version.number), "lfm.digest": version.digest, "lfm.run": version.run,
-                        "lfm.step": version.step}  # fmt: skip
                 with self._as_default():
                     made = self.client.create_model_version(
                         name, f"models:/{model}", tags=tags, model_id=model, await_creation_for=0
                     )
-                numbers[str(version.number)] = made.version
+                reached("tell: version is made")
+                ours[version.number] = made.version
         pointed = {a: str(n) for a, n in self.client.get_registered_model(name).aliases.items()}
         for alias, number in registered.aliases.items():
-            if pointed.get(alias) != str(numbers[str(number)]):
-                self.client.set_registered_model_alias(name, alias, numbers[str(number)])
+            if pointed.get(alias) != str(ours[number]):
+                self.client.set_registered_model_alias(name, alias, ours[number])
+                reached("tell: alias has moved")
 
     def _log(self, held: _Held, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Parameters and tags that a run lacks; MLflow lets no parameter change, so the first value stays."""
@@ -186,6 +201,7 @@ class Tracking:
         for start in range(0, max(len(fresh), len(changed)), PARAMS):
             end = start + PARAMS
             self.client.log_batch(held.id, params=fresh[start:end], tags=changed[start:end])
+            reached("tell: parameters and tags are in")
         held.params |= params.keys()
         held.tags |= tags
 
@@ -196,13 +212,16 @@ class Tracking:
             self.client.update_run(held.id, status=status)
         else:
             self.client.set_terminated(held.id, status, ended)
+        reached("tell: run has its state")
         held.state = status, ended
 
     def _experiment(self, name: str, artifacts: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             where = None if artifacts is None else (artifacts / name).as_uri()
-            return str(self.client.create_experiment(name, where))
+            made = str(self.client.create_experiment(name, where))
+            reached("tell: experiment is made")
+            return made
         return str(found.experiment_id)
 
     def _all(self, search: Any, *wanted: Any) -> Iterator[Any]:

@@ -10,9 +10,9 @@ from pipelines.storage import s3_client
 from pipelines.storage.local import LocalStorage
 from pipelines.storage.s3 import S3Storage
 from pipelines.store import Store
-from pipelines.tracking.mirror import QUIET
+from pipelines.tracking.mirror import ONCE, QUIET
 
-os.environ.update(QUIET)  # before anything imports MLflow
+os.environ.update({**QUIET, **ONCE})  # before anything imports MLflow
 
 
 class OneAtATime:

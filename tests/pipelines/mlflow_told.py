@@ -1,21 +1,20 @@
 """A store that MLflow is told of, and all that MLflow then holds of it."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
+from pipelines.__main__ import ROOT
 from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
-from pipelines.tracking import mirror, outbox, telling
+from pipelines.tracking import outbox, telling
 from pipelines.tracking.delivery import Delivery
 from tests.pipelines.journals import Written
-
-ROOT = Path(mirror.__file__).parent.parent
 
 
 def with_database(folder, prepared):
@@ -32,6 +31,25 @@ class Told:
 
     def run(self, name="r", pipeline=None):
         return Written(self.store, name, pipeline or self.pipeline)
+
+    def small(self, name, pipeline):
+        """A run that has it all in one step, which takes data, makes a model, measures and registers; it is entered."""
+        run = self.run(name, pipeline)
+        run.begin("named", inputs={"model": "base", "data": "text"})
+        run.start("named")
+        run.measure("named", 1, 3.0, 2.0)
+        run.commit("named")
+        run.end()
+        self.enter(name)
+        return run
+
+    def shape(self, run, where=None):
+        """What MLflow holds of a `small` run, without its own names."""
+        text = json.dumps(self.picture(run.pipeline, where), sort_keys=True)
+        names = {self.storage.uri: "store", run.made["named"]: "digest", run.pipeline: "small", run.name: "run"}
+        for one, other in names.items():
+            text = text.replace(one, other)
+        return text
 
     def enter(self, *runs):
         for run in runs:
@@ -121,16 +139,21 @@ class Server:
         outbox.enter(self.store.storage, "waiting", "own")
         self.port = closed_port()
         self.uri = f"http://127.0.0.1:{self.port}"
+        self.begin()
+
+    def begin(self):
         words = [sys.executable, "-m", "pipelines", "ui", "--store", self.store.storage.uri, "--port", str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         environment.pop("MLFLOW_TRACKING_URI", None)
         self.process = subprocess.Popen(
-            words, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.said = ""
 
     def up(self):
-        """Itself once it has said where its pages are."""
+        """Itself once it has said where its pages are; begun again where a test has ended it."""
+        if self.process.poll() is not None:
+            self.begin()
         if not self.said:
             self.said = self.process.stdout.readline()
             assert self.said, self.process.stderr.read()

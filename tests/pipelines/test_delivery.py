@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.storage.local import LocalStorage
+from pipelines.store import Store
 from pipelines.tracking import delivery, outbox, telling
 from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.outbox import Entry
@@ -114,6 +116,23 @@ def test_versions_that_somebody_else_registered_stay_and_ours_come_after_them(to
     assert (int(found.version), found.tags["lfm.digest"]) == (2, written.made["merged"])
 
 
+def test_another_store_s_runs_and_versions_of_the_same_name_stay_apart(told, tmp_path):
+    """A server is shared by people who call things alike."""
+    other = Told(Store(LocalStorage(tmp_path / "other")), told.where, told.pipeline)
+    ours, theirs = told.run(), other.run()
+    theirs.made["named"] = theirs.made["passed"] = theirs.made["tuned"]
+    theirs.clock += 1
+    ours.whole(), theirs.whole()
+    for _ in range(2):
+        told.deliver()
+        other.deliver()
+    seen = told.picture()
+    assert [r["name"] for r in seen["runs"]].count("r") == 2
+    assert len(seen["runs"]) == 12
+    assert [v[:2] for v in seen["versions"]] == [(1, ours.made["merged"]), (2, theirs.made["tuned"])]
+    assert seen["registered"] == [(ours.registered, {"champion": 2})]
+
+
 def test_delivering_again_changes_nothing(told):
     told.run().whole()
     told.deliver()
@@ -192,7 +211,7 @@ class Flaky:
 
 @pytest.mark.slow
 def test_a_crash_after_any_call_leaves_nothing_twice(told, monkeypatch):
-    """The run: one step, which takes data, makes a model, measures and registers; each time under other names."""
+    """Each time under other names."""
     real, made = telling.MlflowClient, []
 
     def breaking(after):
@@ -202,30 +221,14 @@ def test_a_crash_after_any_call_leaves_nothing_twice(told, monkeypatch):
 
         monkeypatch.setattr(telling, "MlflowClient", client)
 
-    def name(number):
-        return f"{told.pipeline}-{number:03}"
-
     def small(number):
-        run = told.run(f"r{number:03}", name(number))
-        run.begin("named", inputs={"model": "base", "data": "text"})
-        run.start("named")
-        run.measure("named", 1, 3.0, 2.0)
-        run.commit("named")
-        run.end()
-        told.enter(run.name)
-        return run
-
-    def shape(run):
-        text = json.dumps(told.picture(run.pipeline), sort_keys=True)
-        for one, other in ((run.made["named"], "digest"), (run.pipeline, "small"), (run.name, "run")):
-            text = text.replace(one, other)
-        return text
+        return told.small(f"r{number:03}", f"{told.pipeline}-{number:03}")
 
     breaking(0)
     run = small(0)
     assert told.others() == []
     (undisturbed,) = made
-    wanted = shape(run)
+    wanted = told.shape(run)
     assert len(json.loads(wanted)["runs"]) == 2
     assert {"create_run", "log_inputs", "log_outputs", "create_logged_model", "create_model_version"} < {
         *undisturbed.calls
@@ -237,7 +240,7 @@ def test_a_crash_after_any_call_leaves_nothing_twice(told, monkeypatch):
         assert list(told.open()) == [run.name]
         monkeypatch.setattr(telling, "MlflowClient", real)
         assert (told.others(), told.open()) == ([], {})
-        assert shape(run) == wanted, call
+        assert told.shape(run) == wanted, call
 
 
 def test_an_outage_leaves_the_entry_and_says_so_in_a_clause(told, monkeypatch):
@@ -281,6 +284,23 @@ def test_a_run_that_broke_off_is_told_once_and_again_when_it_was_resumed(told, m
     assert (runs["tuned"]["status"], runs["r"]["status"], len(runs)) == ("FINISHED", "FINISHED", 2)
     assert runs["tuned"]["tags"]["lfm.attempts"] == "2"
     assert told.open() == {}
+
+
+def test_a_run_whose_driver_was_killed_while_it_was_told_is_told_of_that(told, monkeypatch):
+    """No event says so: the journal and the number of claims are those that MLflow knew when the driver lived."""
+    written = told.run()
+    written.begin("tuned", inputs={"model": "base"})
+    written.start("tuned")
+    with monkeypatch.context() as lives:
+        lives.setattr("pipelines.lineage.driver", lambda storage, run: 1)
+        told.deliver()
+        assert {r["status"] for r in told.runs().values()} == {"RUNNING"}
+    written.measure("tuned", 1, 3.0)
+    assert told.others() == []
+    runs = told.runs()
+    assert {r["status"] for r in runs.values()} == {"KILLED"}
+    assert [value for _, _, value in runs["tuned"]["metrics"]["loss"]] == ["3.0"]
+    assert list(told.open()) == ["r"]
 
 
 def test_a_resume_during_the_last_delivery_keeps_its_entry(told, monkeypatch):

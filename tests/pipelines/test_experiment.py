@@ -97,6 +97,7 @@ def test_a_run_that_goes_on_or_broke_off_says_so(store):
     now = read(store.storage, "r")  # its driver is this process, which for itself is none
     assert (now.status, now.over, now.tags["lfm.status"]) == ("KILLED", False, "interrupted")
     assert [c.status for c in now.children] == ["KILLED"]
+    assert now.children[0].ended == now.ended == int((BEGAN + 3.01) * 1000), "when it was heard of last"
     written.end("interrupted")
     now = read(store.storage, "r")
     assert (now.status, now.over) == ("KILLED", True)

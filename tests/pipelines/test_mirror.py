@@ -1,4 +1,4 @@
-"""The process beside a run, and `lfm ui`, which its last test ends."""
+"""The process beside a run, and `lfm ui`."""
 
 import contextlib
 import os
