@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lfm.errors import LfmError
+from pipelines.credentials import masked
 
 Part = tuple[str, ...]
 """A part of a pipeline: the keys that lead to it, such as ``("steps", "merged", "params", "dtype")``."""
@@ -75,7 +76,8 @@ class Places:
         """Every problem once, with its place, in the order in which the parts are written; options come first."""
         places = {problem: self.of(problem.path) for problem in problems}
         ordered = sorted(places, key=lambda p: 0 if p.option else places[p].number)
-        return tuple(dict.fromkeys(problem.at(places[problem].text) for problem in ordered))
+        # A place may be words of the command line, which a log keeps.
+        return tuple(dict.fromkeys(masked(problem.at(places[problem].text)) for problem in ordered))
 
 
 class SpecError(LfmError, ValueError):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from operators.artifact import Artifact, Dataset
+from pipelines.credentials import masked
 from pipelines.inputs.model_files import headed, lacking, needed
 from pipelines.inputs.outlines import outline
 from pipelines.plan import InputProblem
@@ -126,5 +127,5 @@ def _answered(artifact: Artifact) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise InputProblem(artifact.uri, "has no such revision", "Check what follows the @.") from error
     except (HTTPError, HFValidationError, OSError) as error:
-        what = f"could not be looked up ({str(error).strip().partition(chr(10))[0]})"
+        what = f"could not be looked up ({masked(str(error)).strip().partition(chr(10))[0]})"  # a link may be signed
         raise InputProblem(artifact.uri, what, "Check the name, the network and HF_ENDPOINT.") from error

@@ -11,6 +11,7 @@ from typing import TypeVar
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from pipelines.ancestry import find_artifact
+from pipelines.credentials import masked
 from pipelines.inputs import buckets, hub
 from pipelines.inputs.model_files import damaged, lacking
 from pipelines.plan import InputProblem
@@ -52,6 +53,9 @@ class Looks:
     def check(self, artifact: A) -> A | None:
         """See `Inspector`."""
         scheme, colon, _ = artifact.uri.partition("://")
+        if colon and (shown := masked(artifact.uri)) != artifact.uri:
+            fix = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or HF_TOKEN."
+            raise InputProblem(shown, "holds a password or a token, which would be written down", fix)
         if scheme == "lfm" and colon:
             return None if self.store is None else self._stored(artifact, self.store)
         if scheme in ("s3", "hf") and colon:

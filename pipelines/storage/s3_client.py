@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.credentials import masked
 from pipelines.storage.base import StorageFailed
 
 
@@ -123,7 +124,7 @@ def answered(where: str) -> Iterator[None]:
         what = f"{said.get('Message') or 'refused'} ({said.get('Code')})"
         raise StorageFailed(where, what[0].lower() + what[1:]) from error
     except (BotoCoreError, Boto3Error) as error:
-        what = str(error).strip().rstrip(".")
+        what = masked(str(error)).strip().rstrip(".")  # it names AWS_ENDPOINT_URL
         raise StorageFailed(where, what[0].lower() + what[1:]) from error
     except StorageFailed:
         raise

@@ -12,15 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from lfm.errors import LfmError
 from pipelines import processes
+from pipelines.credentials import check_uri
 from pipelines.storage.base import Storage
 from pipelines.store import canonical
 
 OWN, NONE = "own", "none"
 """The store's own MLflow, a database beside its artifacts that moves with it; and no MLflow."""
+
+SECRETS = (
+    "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN; for a database what its own "
+    "client reads, such as PGPASSWORD."
+)
 
 TURN = "mirror.json"
 FOREIGN_TURN_S = 600.0  # after which a turn of another machine, of which nobody here can tell, counts as given up
@@ -30,7 +35,7 @@ Stamp = tuple[int, int]
 
 
 class NoTracking(LfmError, ValueError):
-    """A place that MLflow cannot track runs at, or that must not be written down."""
+    """A place that MLflow cannot track runs at."""
 
     def __init__(self, uri: str, what: str) -> None:
         super().__init__(uri, what)
@@ -63,17 +68,16 @@ def tracking(asked: str, storage: Storage) -> str:
         A tracking URI, `OWN` or `NONE`.
 
     Raises:
-        NoTracking: MLflow cannot be there, or the URI holds a password, which would be written into the store.
+        NoTracking: MLflow cannot be there.
+        SecretInUri: The URI holds a password, which would be written into the store.
     """
     folder = "://" not in storage.uri
     uri = asked or os.environ.get("MLFLOW_TRACKING_URI", "") or (OWN if folder else NONE)
     if uri == NONE or (uri == OWN and folder):
         return uri
+    check_uri("MLflow", uri, SECRETS)
     if not re.match(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://", uri):
         raise NoTracking(uri, "is no tracking server and no database")
-    parts = urlsplit(uri)
-    if parts.password is not None:
-        raise NoTracking(uri.replace(f":{parts.password}@", ":...@"), "holds a password, which would be written down")
     if uri.startswith("sqlite:") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{Path(uri.partition(':///')[2]).absolute()}"  # whoever tells it later may stand elsewhere
     return uri

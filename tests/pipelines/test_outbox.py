@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pipelines.credentials import SecretInUri
 from pipelines.store import canonical
 from pipelines.tracking import outbox
 from pipelines.tracking.outbox import Entry, NoTracking, turn
@@ -97,9 +98,13 @@ def test_what_mlflow_cannot_use_is_refused(store, uri):
 
 
 def test_a_password_is_neither_written_down_nor_said(store):
-    with pytest.raises(NoTracking, match="holds a password") as raised:
-        outbox.tracking("postgresql://user:secret@host/db", store.storage)
-    assert "secret" not in str(raised.value)
+    with pytest.raises(SecretInUri) as raised:
+        outbox.tracking("postgresql://user:hidden@host/db", store.storage)
+    assert str(raised.value) == (
+        "MLflow: 'postgresql://user:...@host/db' holds a password or a token, which would be written down, expected "
+        "none. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN; for a database what "
+        "its own client reads, such as PGPASSWORD."
+    )
     assert type(raised.value)(*raised.value.args).args == raised.value.args
 
 
