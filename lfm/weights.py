@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lfm.errors import LfmError, ShapeError, UnknownName
+from lfm.errors import ShapeError, UnknownName
+from lfm.weight_index import WeightsError as WeightsError, indexed, parsed as parsed
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,17 +36,6 @@ DTYPES = {
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 SHARD_BYTES = 5_000_000_000  # what a file on the Hugging Face hub usually has at most
-
-
-class WeightsError(LfmError, ValueError):
-    """A folder that does not hold weights as it should."""
-
-    def __init__(self, where: str, what: str, allowed: str) -> None:
-        super().__init__(where, what, allowed)
-        self.where, self.what, self.allowed = where, what, allowed
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}, expected {self.allowed}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,31 +110,11 @@ def _files(folder: Path, stem: str) -> list[tuple[Path, set[str] | None]]:
         return [(single, None)]
     if not index.is_file():
         raise WeightsError(str(folder), "no weights", f"{single.name} or {index.name}")
-    wanted: dict[str, set[str]] = {}
-    places = parsed(index, index.read_bytes()).get("weight_map")
-    if not isinstance(places, dict):
-        raise WeightsError(str(index), "no weight_map", "one that names a file for each parameter")
-    for name, file in places.items():
-        wanted.setdefault(file, set()).add(name)
+    wanted = indexed(index)
     for file in wanted:
-        if Path(file).name != file or not (folder / file).is_file():
+        if not (folder / file).is_file():
             raise WeightsError(str(index), f"names {file!r}", "files that lie beside it")
     return [(folder / file, wanted[file]) for file in sorted(wanted)]
-
-
-def parsed(path: Path, data: bytes) -> dict[str, Any]:
-    """The JSON object in a file's bytes.
-
-    Raises:
-        WeightsError: There is none.
-    """
-    try:
-        parsed = json.loads(data)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise WeightsError(str(path), "unreadable", "a JSON object")
-    return parsed
 
 
 def _read_header(path: Path) -> dict[str, tuple[Header, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lfm.errors import LfmError
 from lfm.weights import parsed
+from operators.foreign_code import refuse_foreign_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,9 +32,13 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """The causal language model in a folder, on the CPU, in evaluation mode; in its stored dtype where none is given.
 
     No code of the folder's own runs, and nothing is unpickled.
+
+    Raises:
+        ForeignCode: It cannot be loaded without that.
     """
     import transformers
 
+    refuse_foreign_code(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
@@ -43,6 +48,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a model's folder; padding gets the end-of-text token where it has none of its own."""
     import transformers
 
+    refuse_foreign_code(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel(folder.name, "its tokenizer has no end-of-text token", "Set eos_token in its config.")
@@ -55,6 +61,7 @@ def adapted(folder: Path, adapter: Path, dtype: torch.dtype | None = None) -> An
     """The model in `folder` with a PEFT adapter on it."""
     import peft
 
+    refuse_foreign_code(adapter)
     return peft.PeftModel.from_pretrained(load(folder, dtype), adapter, local_files_only=True)
 
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from operators.row_files import PARQUET, DatasetError
 
+EXTENSION = b"ARROW:extension:name"
+PICKLED = "arrow.py_extension_type"  # how Arrow once stored a type of Python's, as a pickle
 BATCH = 4096  # rows that exist as Python objects at once
 
 
@@ -42,10 +44,24 @@ def _parquet_records(file: Path, columns: set[str]) -> Iterator[tuple[str, dict[
     number = 0
     with _reading(file), pq.ParquetFile(file) as opened:
         named = [c for c in opened.schema_arrow.names if c in columns]
+        for column in named:
+            _check_type(file, opened.schema_arrow.field(column))
         for batch in opened.iter_batches(batch_size=BATCH, columns=named):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{file} row {number}", record
+
+
+def _check_type(file: Path, field: pa.Field) -> None:
+    """Refuse a column of a type that a library brings: Ray's for Python objects unpickles what the file holds."""
+    kind = field.type
+    name = kind.extension_name if isinstance(kind, pa.BaseExtensionType) else (field.metadata or {}).get(EXTENSION, b"")
+    name = name.decode(errors="replace") if isinstance(name, bytes) else name
+    if name and (not name.startswith("arrow.") or name == PICKLED):
+        what = f"has the column {field.name!r} of the extension type {name!r}, expected a type of Arrow's own"
+        raise DatasetError(str(file), what, "Write it as plain strings, numbers, lists and structs.")
+    for i in range(kind.num_fields):
+        _check_type(file, kind.field(i))
 
 
 def _json_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

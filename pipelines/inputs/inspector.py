@@ -13,7 +13,7 @@ from operators.artifact import Artifact, kind_of
 from pipelines.ancestry import find_artifact
 from pipelines.credentials import masked
 from pipelines.inputs import buckets, hub
-from pipelines.inputs.model_files import damaged, lacking
+from pipelines.inputs.model_files import damaged, lacking, leading_out
 from pipelines.plan import InputProblem
 from pipelines.storage.digests import Digests
 from pipelines.store import Store
@@ -94,7 +94,8 @@ class Looks:
             if not os.access(file, os.R_OK):
                 raise InputProblem(artifact.uri, f"holds {file.name!r}, which cannot be read", "Give read access.")
         names = [f.relative_to(path).as_posix() for f in files] if path.is_dir() else [path.name]
-        problem = lacking(type(artifact), names) or damaged(type(artifact), path)
+        kind = type(artifact)
+        problem = lacking(kind, names) or leading_out(kind, path, files) or damaged(kind, path)
         if problem is not None:
             raise InputProblem(artifact.uri, *problem)
         return replace(artifact, uri=str(path.absolute()))

@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from operators.artifact import Adapter, Artifact, Model
+from operators.foreign_code import PICKLES, foreign_code, only_pickles
 from operators.row_files import may_hold_rows
 
 STEMS = {Model: "model", Adapter: "adapter_model"}
 CONFIGS = {Model: ("config.json", "lfm.json"), Adapter: ("adapter_config.json",)}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configs and tokenizers
 
 
@@ -25,13 +25,12 @@ def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | Non
     wanted = f"{STEMS[kind]}.safetensors"
     pickles = [n for n in names if n.endswith(PICKLES)]
     if pickles:
-        what = f"holds weights only as pickles ({pickles[0]}), which are never opened, expected {wanted}"
-        return what, "Load it where you trust it and save it again with save_pretrained."
+        return only_pickles(pickles[0], wanted)
     return f"holds no weights, expected {wanted}", "Check what the folder is."
 
 
 def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
-    """A file of a model or adapter that is no JSON object although it has to be one, as `lacking` says it."""
+    """What keeps a model or an adapter from being loaded, by its configs, as `lacking` says it."""
     if kind not in STEMS:
         return None
     for name in (*CONFIGS[kind], "tokenizer_config.json", f"{STEMS[kind]}.safetensors.index.json"):
@@ -44,6 +43,24 @@ def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
             holds = False
         if not holds:
             return f"holds a {name} that is no JSON object", "Save the folder again, or fetch it anew."
+    return foreign_code(folder)
+
+
+def leading_out(kind: type[Artifact], folder: Path, files: Iterable[Path]) -> tuple[str, str] | None:
+    """A file of a model or an adapter that is a link to somewhere else, as `lacking` says it.
+
+    The hub's own cache is made of links: a snapshot's lead to the ``blobs`` beside all snapshots.
+    """
+    if kind not in STEMS:
+        return None
+    root = folder.resolve()
+    inside = [root, *(p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots")]
+    for file in files:
+        target = file.resolve()
+        if not any(target.is_relative_to(one) for one in inside):
+            name = file.relative_to(folder).as_posix()
+            what = f"holds {name!r}, a link that leads out of it (to {str(target)!r}), expected files of its own"
+            return what, "Copy the file to where the link is."
     return None
 
 

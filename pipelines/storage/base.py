@@ -130,7 +130,7 @@ class Storage(Protocol):
         """A local folder with what `adopt` put at `key`; its files are read-only.
 
         Raises:
-            DamagedFolder: What had to be transferred is not what the manifest says.
+            DamagedFolder: What had to be transferred is not what the manifest says, or a link lies where a file was.
         """
 
     def discard(self, key: str, to: str) -> None:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISLNK
 
 from pipelines.faults import reached
-from pipelines.storage.base import Entry, named, new_scratch, own_name, remove
+from pipelines.storage.base import DamagedFolder, Entry, named, new_scratch, own_name, remove
 
 
 class LocalStorage:
@@ -47,11 +48,15 @@ class LocalStorage:
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         """See `Storage`."""
-        found = []
+        found: list[Entry] = []
+        if (self.root / prefix).is_symlink():
+            return ()
         for key in self.list(prefix):
             try:
                 stat = os.lstat(self.root / key)
             except FileNotFoundError:  # went in between
+                continue
+            if S_ISLNK(stat.st_mode):  # nobody wrote one, and what it leads to is not in the store
                 continue
             found.append(Entry(key, stat.st_size, stat.st_mtime))
         return tuple(found)
@@ -109,8 +114,15 @@ class LocalStorage:
         return True
 
     def fetch(self, key: str) -> Path:
-        """See `Storage`: it lies there already."""
-        return self.root / key
+        """See `Storage`: it lies there already, but a link is nothing that `adopt` put there."""
+        target = self.root / key
+        if target.is_symlink():
+            raise DamagedFolder(f"store {key!r}", target.name)
+        for folder, folders, names in os.walk(target):
+            for path in (Path(folder) / n for n in (*folders, *names)):
+                if path.is_symlink():
+                    raise DamagedFolder(f"store {key!r}", path.relative_to(target).as_posix())
+        return target
 
     def discard(self, key: str, to: str) -> None:
         """See `Storage`."""
@@ -129,7 +141,7 @@ class LocalStorage:
                 os.rename(self.root / key, gone)
             except FileNotFoundError:
                 return
-            if gone.is_dir():
+            if gone.is_dir() and not gone.is_symlink():
                 remove(gone)
             else:
                 gone.unlink()

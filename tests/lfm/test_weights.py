@@ -105,7 +105,7 @@ def test_weights_refuses_an_index_that_leads_out_of_the_folder(tmp_path):
     inside.mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "outside.safetensors")
     (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
-    with pytest.raises(WeightsError, match="expected files that lie beside it"):
+    with pytest.raises(WeightsError, match="expected files of safetensors that lie beside it"):
         Weights(inside)
 
 

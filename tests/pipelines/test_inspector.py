@@ -74,7 +74,7 @@ def folder_of(path, *names):
     path.mkdir()
     for name in names:
         (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_text("{}")
+        (path / name).write_text('{"weight_map": {}}' if name.endswith(".index.json") else "{}")
     return str(path)
 
 
