@@ -14,6 +14,7 @@ from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
 from operators.evaluation import DOCUMENTS, SUMMARY
+from operators.records import check_types
 from operators.row_files import DatasetError
 from operators.workspace import Workspace
 
@@ -105,7 +106,7 @@ def compared(requirement: Requirement, results: Mapping[str, Metrics]) -> Differ
     if one["digest"] != other["digest"]:
         fix = "Evaluate both on the same data, with the same max_documents."
         raise NotComparable(f"{pair} were measured on different documents", "the same ones", fix)
-    mine, theirs = (_documents(results[name], requirement.on) for name in names)
+    mine, theirs = (documents_of(results[name], requirement.on) for name in names)
     if requirement.measure == "loss":
         if mine["tokens"] != theirs["tokens"]:
             fix = "Use models with the same tokenizer, and the same length."
@@ -139,8 +140,15 @@ def _looked_up(name: str, requirement: Requirement, results: Mapping[str, Metric
     return {**found, "generate": said["generate"]}
 
 
-def _documents(result: Metrics, on: str) -> dict[str, list[Any]]:
-    table = pq.read_table(result.path / DOCUMENTS)
+def documents_of(result: Metrics, on: str) -> dict[str, list[Any]]:
+    """The columns of an evaluation's documents of one set.
+
+    Raises:
+        DatasetError: They are of types that no evaluation writes.
+    """
+    path = result.path / DOCUMENTS
+    check_types(path, pq.read_schema(path))
+    table = pq.read_table(path)
     return dict(table.filter(pc.equal(table["set"], on)).to_pydict())
 
 

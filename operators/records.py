@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -44,24 +44,31 @@ def _parquet_records(file: Path, columns: set[str]) -> Iterator[tuple[str, dict[
     number = 0
     with _reading(file), pq.ParquetFile(file) as opened:
         named = [c for c in opened.schema_arrow.names if c in columns]
-        for column in named:
-            _check_type(file, opened.schema_arrow.field(column))
+        check_types(file, [opened.schema_arrow.field(c) for c in named])
         for batch in opened.iter_batches(batch_size=BATCH, columns=named):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{file} row {number}", record
 
 
+def check_types(file: Path, columns: Iterable[pa.Field]) -> None:
+    """Refuse columns of a type that a library brings: Ray's for Python objects unpickles what the file holds.
+
+    Raises:
+        DatasetError: There is one.
+    """
+    for column in columns:
+        _check_type(file, column)
+
+
 def _check_type(file: Path, field: pa.Field) -> None:
-    """Refuse a column of a type that a library brings: Ray's for Python objects unpickles what the file holds."""
     kind = field.type
     name = kind.extension_name if isinstance(kind, pa.BaseExtensionType) else (field.metadata or {}).get(EXTENSION, b"")
     name = name.decode(errors="replace") if isinstance(name, bytes) else name
     if name and (not name.startswith("arrow.") or name == PICKLED):
         what = f"has the column {field.name!r} of the extension type {name!r}, expected a type of Arrow's own"
         raise DatasetError(str(file), what, "Write it as plain strings, numbers, lists and structs.")
-    for i in range(kind.num_fields):
-        _check_type(file, kind.field(i))
+    check_types(file, [kind.field(i) for i in range(kind.num_fields)])
 
 
 def _json_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

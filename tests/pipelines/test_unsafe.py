@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 
-from operators.artifact import Adapter, Dataset, Model
+from operators.artifact import Adapter, Dataset, Metrics, Model
+from operators.evaluation import DOCUMENTS
 from operators.foreign_code import ForeignCode, refuse_foreign_code
+from operators.gating import documents_of
 from operators.records import records
 from operators.row_files import DatasetError, files_of
 from pipelines.inputs.inspector import Looks
@@ -185,6 +187,9 @@ def test_a_column_of_pickles_is_refused_and_not_opened(tmp_path):
         "expected a type of Arrow's own. Write it as plain strings, numbers, lists and structs."
     )
     assert [row for _, row in records(tmp_path / "a.parquet", {"other"})] == [{"other": "a"}]
+    (tmp_path / "a.parquet").rename(tmp_path / DOCUMENTS)
+    with pytest.raises(DatasetError, match="has the column 'text' of the extension type"):
+        documents_of(Metrics(str(tmp_path)), "a set")
 
 
 @pytest.mark.parametrize("name", ["load.py", "rows.pkl", "rows.arrow", "rows.npy"])
