@@ -110,8 +110,8 @@ def parameters_of(verb: Operator[Any], given: Mapping[str, Any]) -> tuple[dict[s
 def plain(value: Any) -> Any:
     """A value as JSON has it, the same in every process."""
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
+        return {name: plain(getattr(value, name)) for name in sorted(f.name for f in fields(value))}
+    if isinstance(value, Mapping):  # whose order its reader may go by
         return {str(plain(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from graphlib import TopologicalSorter
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Edge, Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
-from operators.code import own
+from operators.code import module_name, own
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
@@ -67,8 +67,9 @@ class PlannedStep:
 
     Attributes:
         needs: The steps whose results it takes.
-        fingerprint: Names its result; steps with equal fingerprints make the same thing. Empty where an input
-            was not hashed.
+        fingerprint: Names its result; steps with equal fingerprints make the same thing. Empty where something that
+            decides it could not be hashed.
+        unhashed: What that is, a clause each.
         components: What the fingerprint is a hash of, so that two can be compared.
         effect: It changes the world instead of making an artifact, so no stored result replaces it.
         starts_workers: What it starts asks for its resources; its own task asks for none.
@@ -88,6 +89,7 @@ class PlannedStep:
     needs: tuple[str, ...]
     fingerprint: str
     components: Mapping[str, Any]
+    unhashed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,22 +246,31 @@ def _planned(
     step = spec.steps[name]
     verb = catalog.operator(step.operator)
     method = None
-    modules = [verb.module]
+    makers: list[Any] = [verb.body]
     if step.method is not None:
         method = (method_name(type(step.method)), plain(step.method.hyperparameters()))
-        modules.append(type(step.method).__module__)
+        makers.append(type(step.method))
+    modules = [m.__module__ for m in makers]
+    if any("<locals>" in m.__qualname__ for m in makers):  # made by a function, so that its callers decide too
+        modules += map(module_name, spec.code.uses)
     sources = reached(tuple(modules))
+    inputs = {k: _resolved(r, known) for k, r in step.inputs.items()}
+    params = verb.decisive(step.params)
     components = {
         "operator": step.operator,
-        "inputs": {k: _resolved(r, known) for k, r in step.inputs.items()},
+        "inputs": inputs,
         "method": method,
-        "params": verb.decisive(step.params),
+        "params": params,
+        "order": dict(_orders({"inputs": inputs, "method": method, "params": params})),
         "source": dict(sources.modules),
         "libraries": dict(sources.libraries),
         "accelerator": step.resources.accelerator,
     }
-    canonical = json.dumps(components, sort_keys=True, separators=(",", ":"))
-    unknown = any(not known[n] for n in step.references())
+    lacking = [n for n in step.references() if not known[n]]
+    unhashed = (
+        *(f"step {n!r} has none" if n in spec.steps else f"input {n!r} was not hashed" for n in lacking),
+        *(f"{line} imports a module whose name is computed" for line in sources.computed),
+    )
     return PlannedStep(
         name=name,
         operator=step.operator,
@@ -272,9 +283,39 @@ def _planned(
         starts_workers=verb.starts_workers or step.resources.grouped,
         trains=_trains(verb),
         needs=_needs(step, spec),
-        fingerprint="" if unknown else hashlib.sha256(canonical.encode()).hexdigest(),
-        components=json.loads(canonical),
+        fingerprint="" if unhashed else _hash(components),
+        components=json.loads(json.dumps(components)),
+        unhashed=tuple(dict.fromkeys(unhashed)),
     )
+
+
+def _hash(components: Mapping[str, Any]) -> str:
+    canonical = json.dumps(components, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _orders(value: Any, path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The keys of every mapping that is not written in their order, by dotted path: its reader may go by it."""
+    if isinstance(value, Mapping):
+        if path.count(".") and list(value) != sorted(value):
+            yield path, list(value)
+        for key, inner in value.items():
+            yield from _orders(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _orders(inner, f"{path}[{number}]")
+
+
+def of_run(made: Plan, run: str) -> Plan:
+    """The same plan, in which a step that could not be hashed has a fingerprint that no other run has.
+
+    So its result is never taken for another's, and an interrupted run still knows what it has made.
+    """
+    steps = {
+        n: replace(s, fingerprint=s.fingerprint or _hash({**s.components, "run": run, "step": n}))
+        for n, s in made.steps.items()
+    }
+    return replace(made, steps=steps)
 
 
 def _resolved(reference: Reference, known: Mapping[str, str]) -> Any:
