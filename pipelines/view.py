@@ -74,7 +74,7 @@ def sentence(event: Event, storage: Storage) -> str:
     data = event.data
     match event.kind:
         case "started":
-            return f"run {data['run']} of {len(data['steps'])} steps"
+            return "\n".join((f"run {data['run']} of {len(data['steps'])} steps", *without_fingerprint(data["steps"])))
         case "serving":
             urls = ", ".join(f"{e['name']} at {e['url']}" for e in data["endpoints"])
             return f"serving {urls}; Ctrl-C or lfm stop ends it"
@@ -92,6 +92,15 @@ def sentence(event: Event, storage: Storage) -> str:
             return f"{event.step}: done in {seconds(data['seconds'])}, {data['artifact']} digest {data['digest'][:12]}"
         case _:
             return failure(event.step, data, storage)
+
+
+def without_fingerprint(steps: Mapping[str, Any]) -> list[str]:
+    """A sentence for each step that something keeps from having a fingerprint, of steps as a journal has them."""
+    return [
+        f"step {name}: never reused, for it has no fingerprint: {', '.join(step['unhashed'])}"
+        for name, step in steps.items()
+        if step.get("unhashed")
+    ]
 
 
 def failure(step: str, data: Mapping[str, Any], storage: Storage) -> str:

@@ -131,6 +131,7 @@ def described(made: Plan, name: str) -> dict[str, Any]:
         "effect": step.effect,
         "needs": list(step.needs),
         "fingerprint": step.fingerprint,
+        "unhashed": list(step.unhashed),
         "components": dict(step.components),
     }
 

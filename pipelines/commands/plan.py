@@ -9,15 +9,17 @@ from rich.table import Table
 from operators.resources import Resources
 from pipelines.commands._output import printed, shown
 from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.plan import PlannedStep
 from pipelines.spec import names_in
 from pipelines.store import Store
+from pipelines.view import without_fingerprint
 
 
 def act(arguments: Namespace) -> int:
     """Say what a run would do."""
     made, storage = read_plan(arguments)
     stored = Store(storage).hits(s.fingerprint for s in made.steps.values() if s.fingerprint)
-    state = {n: _prospect(s.fingerprint, s.effect, stored) for n, s in made.steps.items()}
+    state = {n: _prospect(s, stored, hashed=not arguments.no_hash) for n, s in made.steps.items()}
     if arguments.json:
         steps = {n: {**described(made, n), "state": state[n]} for n in made.steps}
         return printed({"name": made.spec.name, "inputs": inputs_of(made), "steps": steps})
@@ -28,19 +30,21 @@ def act(arguments: Namespace) -> int:
         method = step.method[0] if step.method else ""
         takes = ", ".join(dict.fromkeys(_taken(step.inputs)))
         rows.add_row(name, step.operator, method, takes, step.kind, _asks(step.resources), state[name],
-                     step.fingerprint[:12] or "unknown")  # fmt: skip
+                     step.fingerprint[:12] or "none")  # fmt: skip
     shown(rows)
+    for line in without_fingerprint({n: described(made, n) for n in made.steps}):
+        print(line)
     for name, artifact in made.inputs.items():
         print(f"input {name}: {artifact.uri} digest {artifact.digest[:12] or 'unknown'}")
     return 0
 
 
-def _prospect(fingerprint: str, effect: bool, stored: Collection[str]) -> str:
-    if effect:
+def _prospect(step: PlannedStep, stored: Collection[str], *, hashed: bool) -> str:
+    if step.effect:
         return "runs (effect)"
-    if not fingerprint:
+    if not step.fingerprint and not hashed:  # a run hashes its inputs
         return "unknown"
-    return "stored" if fingerprint in stored else "runs"
+    return "stored" if step.fingerprint in stored else "runs"
 
 
 def _asks(resources: Resources) -> str:

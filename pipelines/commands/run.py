@@ -14,7 +14,7 @@ from lfm.errors import LfmError
 from pipelines.commands._output import printed
 from pipelines.commands._planned import described, inputs_of, read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
-from pipelines.plan import Plan
+from pipelines.plan import Plan, of_run
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
 from pipelines.storage.base import Storage
@@ -62,6 +62,7 @@ def drive_to_end(
     mlflow: str,
 ) -> int:
     """Drive a plan under a claimed journal, show it, and return the exit code."""
+    made = of_run(made, journal.run)
     until = getattr(arguments, "until", "")
     data = {
         "run": journal.run,
@@ -70,6 +71,7 @@ def drive_to_end(
         "files": [list(f) for f in made.spec.code.files],
         "until": until,
         "retries": retries,
+        "forced": list(forced),
         "address": arguments.address,
         "mlflow": mlflow,
         "inputs": inputs_of(made),

@@ -13,7 +13,7 @@ from pipelines.page.account import account
 from pipelines.page.document import document, write
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
-from pipelines.view import failure, heard, row, seconds, table
+from pipelines.view import failure, heard, row, seconds, table, without_fingerprint
 
 
 def act(arguments: Namespace) -> int:
@@ -39,6 +39,8 @@ def act(arguments: Namespace) -> int:
         return 0
     print(f"run {name}: {said}, {seconds(took)}{f', then served for {seconds(up)}' if up else ''}")
     shown(table({n: row(n, s, storage, moment) for n, s in now.items()}))
+    for line in without_fingerprint(began["steps"]):
+        print(line)
     for step, state in now.items():
         if state.state == "failed":
             print(failure(step, state.data, storage))
