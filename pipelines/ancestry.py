@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lfm.errors import LfmError
@@ -34,6 +34,7 @@ class Ancestor:
     Attributes:
         depth: How many steps lie between it and what was asked for.
         made_by: The result that it is of; None for what came from outside.
+        remade: Where the step that made it has made something else since: that result.
     """
 
     depth: int
@@ -42,6 +43,7 @@ class Ancestor:
     kind: str = ""
     uri: str = ""
     made_by: Result | None = None
+    remade: Result | None = None
 
 
 def ancestry(store: Store, digest: str, maker: Result | None = None) -> list[Ancestor]:
@@ -72,19 +74,21 @@ class _Walk:
             self.makers.setdefault(one.digest, []).append(one)
 
     def down(
-        self, source: Mapping[str, Any], role: str, depth: int, maker: Result | None, way: tuple[str, ...]
+        self, source: Mapping[str, Any], role: str, depth: int, named: Result | None, way: tuple[str, ...]
     ) -> Iterator[Ancestor]:
-        """What fills an edge, and then what that came from; `way` are the fingerprints of what it went into."""
-        maker = maker or self.maker(source["digest"], way)
+        """What fills an edge, and then what that came from.
+
+        `named` is the result of the step that it is known to be from, `way` are the fingerprints of what it went into.
+        """
+        remade = named if named is not None and named.digest != source["digest"] else None
+        maker = self.maker(source["digest"], way) if named is None or remade else named
         kind = source["kind"] or (maker.kind if maker else self.kind(source["digest"]))
-        yield Ancestor(depth=depth, role=role, made_by=maker, **{**source, "kind": kind})
+        yield Ancestor(depth=depth, role=role, made_by=maker, remade=remade, **{**source, "kind": kind})
         if maker is None or maker.fingerprint in self.opened:
             return
         self.opened.add(maker.fingerprint)
         for name, one, fingerprint in sources(maker):
-            made = self.named.get(fingerprint)
-            exact = made if made is not None and made.digest == one["digest"] else None
-            yield from self.down(one, name, depth + 1, exact, (*way, maker.fingerprint))
+            yield from self.down(one, name, depth + 1, self.named.get(fingerprint), (*way, maker.fingerprint))
 
     def maker(self, digest: str, way: tuple[str, ...]) -> Result | None:
         """What made a digest, where nothing says which step it was.
@@ -115,10 +119,16 @@ def ancestor_line(one: Ancestor) -> str:
 
 
 def _origin(one: Ancestor) -> str:
+    if one.made_by is None and one.remade is not None:
+        return f"{_made_by(one.remade)}, which has made digest {one.remade.digest} since,"
     if one.made_by is None:
         return one.uri or "of a step that the store has forgotten"
-    method = one.made_by.components["method"]
-    return f"{one.made_by.step} ({one.made_by.components['operator']}){f' {method[0]}' if method else ''}"
+    return _made_by(one.made_by)
+
+
+def _made_by(result: Result) -> str:
+    method = result.components["method"]
+    return f"{result.step} ({result.components['operator']}){f' {method[0]}' if method else ''}"
 
 
 def sources(result: Result) -> Iterator[tuple[str, Mapping[str, Any], str]]:
@@ -190,7 +200,10 @@ def _made(storage: Storage, run: str) -> dict[str, str]:
 
 
 def recorded(storage: Storage, run: str) -> dict[str, Result]:
-    """What each step of a run made, by its name, as the run's journal has it: effects too, which the store forgets."""
+    """What each step of a run made, by its name, as the run's journal has it: effects too, which the store forgets.
+
+    What was reused took what it took when it was made: as the store has it, where that still has it.
+    """
     events = history(storage, run)
     began = [e.data for e in events if e.kind == "started"][-1]
     made = {e.step: e for e in events if e.kind in ("commit", "reuse")}
@@ -201,8 +214,14 @@ def recorded(storage: Storage, run: str) -> dict[str, Result]:
         return {"kind": made[name].data["artifact"], "digest": made[name].data["digest"], "uri": ""}
 
     found = {}
+    reused = [began["steps"][e.step]["fingerprint"] for e in made.values() if e.kind == "reuse"]
+    stored = {r.fingerprint: r for r in at_once(Store(storage).result, reused) if r is not None}
     for step, event in made.items():
         planned = began["steps"][step]
+        known = stored.get(planned["fingerprint"])
+        if known is not None and known.digest == event.data["digest"]:
+            found[step] = replace(known, step=step)
+            continue
         found[step] = Result(
             fingerprint=planned["fingerprint"],
             kind=event.data["artifact"],

@@ -90,7 +90,8 @@ def execute(task: Task) -> dict[str, Any]:
     """Run one step and commit what it made.
 
     Returns:
-        ``{"kind": "commit", "digest", "about", "seconds"}``, or ``{"kind": "fail", "error", "class", "sentence", "log",
+        ``{"kind": "commit", "digest", "about", "seconds"}``, with ``"made"`` where it made another digest than the one
+        that its fingerprint stands for already, or ``{"kind": "fail", "error", "class", "sentence", "log",
         "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere.
     """
     # Ray ignores it behind Python's back, in its workers too: then every child's exit code would read 0.
@@ -159,6 +160,8 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
     work.forget()
     reached("step: checkpoints are gone")
     done = {"kind": "commit", "artifact": result.kind, "digest": result.digest, "about": dict(result.about)}
+    if result.digest != digest:  # of two results the first stays
+        done["made"] = digest
     return {**done, "uri": result.uri} if result.uri else done
 
 

@@ -1,6 +1,7 @@
 """The cache is never wrong: which edits change which steps' fingerprints, and which change none."""
 
 import ast
+import json
 import os
 import shutil
 import sys
@@ -12,10 +13,14 @@ import pytest
 from operators.catalog import _built_in
 from operators.code import OURS, Code
 from pipelines import source
+from pipelines.__main__ import main
+from pipelines.commands._planned import described
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
+from pipelines.lineage import Event, Journal
 from pipelines.plan import of_run, pinned
 from pipelines.source import reach
+from pipelines.store import Result
 
 FILES = {
     "edits.yaml": """
@@ -297,6 +302,42 @@ def test_an_edit_changes_the_fingerprints_that_it_may_change_and_no_other(folder
     edit(folder)
     after = set(fingerprints().values())
     assert {n for n, fingerprint in before.items() if fingerprint not in after} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "differing"),
+    [
+        ("a helper two modules away", "shaped", {"source.tools.counting"}),
+        ("what a package's __init__ imports", "shaped", {"source.tools.start"}),
+        ("an import more", "alone", {"source.other", "source.unused"}),
+        ("what a built-in operator imports", "prepared", {"source.operators.row_files"}),
+        ("a library's version", "shaped", {"libraries.fancy"}),
+        ("a library that is gone", "shaped", {"libraries.loose"}),
+        ("as many other bytes at the same time", "prepared", {"inputs.data[0]"}),
+        ("a parameter", "shaped", {"params.size"}),
+        ("a parameter", "counted", {"inputs.after[0]"}),
+        ("a method's field", "shaped", {"method[1].by"}),
+        ("the order of inputs by name", "shaped", {"order.inputs.sets"}),
+        ("the order of a parameter's keys", "shaped", {"order.params.words"}),
+        ("the accelerator", "counted", {"accelerator"}),
+    ],
+)
+def test_why_names_what_differs_whatever_was_edited(folder, store, capsys, name, step, differing):
+    for made in planned().steps.values():
+        store.commit(Result(fingerprint=made.fingerprint, kind=made.kind, digest="d", run="before", step=made.name,
+                            components=made.components))  # fmt: skip
+    EDITS[name][0](folder)
+    made = planned()
+    journal = Journal.claim(store.storage, "now")
+    journal.write([Event("started", data={"steps": {n: described(made, n) for n in made.steps}, "forced": []})])
+    journal.write([Event("start", step), Event("commit", step, {"digest": "e"})])
+    assert main(["why", "now", step, "--store", store.storage.uri, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["nearest"], set(told["changed"])) == ({"run": "before", "step": step}, differing)
+    assert main(["why", "now", step, "--store", store.storage.uri]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{step}: done; differs from step {step!r} of run before in:"
+    assert {line.split()[0].rstrip(":") for line in lines} == differing
 
 
 def test_what_a_function_made_is_decided_by_whoever_called_it(folder):
