@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from operators.artifact import Artifact
@@ -50,14 +50,14 @@ def check(artifact: A) -> A | None:
 
 
 def pin(artifact: A) -> A:
-    """The same with a digest of names, sizes and ETags."""
-    return replace(artifact, digest=_digest(_wanted(artifact)))
+    """The same with a digest of names, sizes and ETags; of a single object's name only the ending counts."""
+    return replace(artifact, digest=_pinned(artifact, _wanted(artifact)))
 
 
 def fetch(artifact: A) -> A | None:
     """The same with a path in this machine's cache, or None where it is not what was pinned any more."""
     found = _wanted(artifact)
-    if _digest(found) != artifact.digest:
+    if _pinned(artifact, found) != artifact.digest:
         return None
     target = cache() / "inputs" / artifact.digest
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,8 @@ def fetch(artifact: A) -> A | None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir() and not _downloaded(artifact.uri, found, target):
             return None
-    return replace(artifact, uri=str(target / _name(artifact.uri) if "" in found else target))
+    # The object may have come under another name, from a place that holds the same.
+    return replace(artifact, uri=str(next(target.iterdir()) if "" in found else target))
 
 
 def _downloaded(uri: str, found: Mapping[str, s3_client.Object], target: Path) -> bool:
@@ -118,6 +119,15 @@ def _wanted(artifact: Artifact) -> dict[str, s3_client.Object]:
 def _digest(found: Mapping[str, s3_client.Object]) -> str:
     lines = "".join(f"{found[n].etag} {found[n].size} {n}\n" for n in sorted(found))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _pinned(artifact: Artifact, found: Mapping[str, s3_client.Object]) -> str:
+    return _digest({ending(_name(artifact.uri)) if "" in found else n: o for n, o in found.items()})
+
+
+def ending(name: str) -> str:
+    """The part of a file's name by which readers know how to read it: ``.jsonl``, ``.json.gz``."""
+    return "".join(PurePath(name).suffixes[-2 if name.endswith(".gz") else -1 :])
 
 
 def _name(uri: str) -> str:

@@ -130,10 +130,10 @@ class Looks:
 
     def _digest(self, path: Path) -> str:
         digests = Digests(self.memory, self.hashing)
-        if path.is_file():
-            return digests.of([path])[0]
         files = list(_files(path))
-        named = zip((f.relative_to(path).as_posix() for f in files), digests.of(files), strict=True)
+        alone = buckets.ending(path.name)  # of a single file's name only that decides how it is read
+        names = [f.relative_to(path).as_posix() if path.is_dir() else alone for f in files]
+        named = zip(names, digests.of(files), strict=True)
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(named))
         return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -28,7 +28,7 @@ def _branches(found: Sequence[Ancestor], seen: set[str]) -> list[Markup]:
 
 
 def _line(one: Ancestor, *, again: bool) -> Markup:
-    maker = one.made_by
+    maker = one.made_by or one.remade
     method = maker.components.get("method") if maker is not None else None
     verb = f"{maker.components['operator']}{f' · {method[0]}' if method else ''}" if maker is not None else ""
     return element(
@@ -39,4 +39,6 @@ def _line(one: Ancestor, *, again: bool) -> Markup:
         element("span", one.kind, class_="kind"),
         element("span", "made as above", class_="kind") if again else None,
         digest(one.digest),
+        element("span", "which it has since made anew as", class_="kind") if one.remade is not None else None,
+        digest(one.remade.digest) if one.remade is not None else None,
     )

@@ -1,6 +1,7 @@
 """Inputs from S3."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -84,6 +85,14 @@ def test_the_digest_changes_with_bytes_and_names_and_not_with_the_place(looks, p
     assert looks.pin(Dataset(put("b/x.jsonl").removesuffix("/x.jsonl"))).digest == first
     assert looks.pin(Dataset(put("c/y.jsonl").removesuffix("/y.jsonl"))).digest != first
     assert looks.pin(Dataset(put("a/x.jsonl", data=b"date").removesuffix("/x.jsonl"))).digest != first
+
+
+def test_of_a_single_object_s_name_only_the_ending_counts(looks, put):
+    one, same, other = (looks.pin(Dataset(put(name))) for name in ("a/x.jsonl", "b/y.jsonl", "a/x.json"))
+    assert one.digest == same.digest != other.digest
+    for pinned in (one, same, other):
+        assert fetch(pinned).path.read_bytes() == b"data"
+        assert fetch(pinned).path.suffix == Path(pinned.uri).suffix
 
 
 def test_what_changed_after_the_plan_is_not_fetched(looks, put):

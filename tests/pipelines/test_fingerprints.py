@@ -214,6 +214,10 @@ EDITS = {
     "as many other bytes at the same time": (other_bytes, {*SHAPED, "prepared"}),
     "an input's time": (lambda folder: os.utime(folder / "one.jsonl", (1, 1)), NONE),
     "an input's file has another name": (both(moved("one.jsonl", "two.jsonl"), yaml("one.jsonl", "two.jsonl")), NONE),
+    "an input's file ends in something else": (
+        both(moved("one.jsonl", "one.json"), yaml("one.jsonl", "one.json")),
+        {*SHAPED, "prepared"},
+    ),
     "an input's folder has another name": (both(moved("rows", "r.ows"), yaml("rows}", "r.ows}")), NONE),
     "a file more in a folder": (added("rows/two.jsonl", "{}\n"), OWN),
     "a file of a folder has another name": (moved("rows/one.jsonl", "rows/two.jsonl"), OWN),
