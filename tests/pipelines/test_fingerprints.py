@@ -4,7 +4,9 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from operators.catalog import _built_in
 from operators.code import OURS, Code
 from pipelines import source
-from pipelines.__main__ import main
+from pipelines.__main__ import ROOT, main
 from pipelines.commands._planned import described
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
@@ -29,6 +31,7 @@ uses: [mine.py, other.py]
 inputs:
   text: {dataset: one.jsonl}
   folder: {dataset: rows}
+  weights: {model: weights}
 steps:
   shaped:
     operator: shape
@@ -40,6 +43,7 @@ steps:
     inputs: {after: [shaped, text]}
   alone: {operator: count, inputs: {after: [folder]}, params: {size: 2}}
   prepared: {operator: prepare, inputs: {data: text}}
+  registered: {operator: register, inputs: {model: weights}, params: {name: it}}
 """,
     "mine.py": '''
 """What a user wrote."""
@@ -102,6 +106,8 @@ def count(work: Workspace, *, after: Sequence[Dataset], size: int = 1) -> Datase
 """,
     "one.jsonl": '{"text": "some"}\n',
     "rows/one.jsonl": '{"text": "more"}\n',
+    "weights/config.json": "{}",
+    "weights/model.safetensors": "\x02\0\0\0\0\0\0\0{}",
     "site/fancy.py": "",
     "site/fancy-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: fancy\nVersion: 1.0\n",
     "site/loose.py": "TIGHT = False\n",
@@ -154,7 +160,7 @@ NONE: set[str] = set()
 SHAPED = {"shaped", "counted"}
 COUNTED = {"counted", "alone"}
 OWN = SHAPED | COUNTED
-ALL = {*OWN, "prepared"}
+ALL = {*OWN, "prepared", "registered"}
 
 EDITS = {
     # the user's code
@@ -378,6 +384,34 @@ def test_the_version_of_python_counts_for_every_step(folder, monkeypatch):
     other = SimpleNamespace(version_info=(3, 99), stdlib_module_names=sys.stdlib_module_names)
     monkeypatch.setattr(source, "sys", other)
     assert set(before.values()).isdisjoint(fingerprints().values())
+
+
+def keys_of(interpreters):
+    """The fingerprints that so many fresh interpreters tell, two at a time, each with a hash seed of its own."""
+
+    def plan(seed):
+        code = "import sys\nfrom pipelines.__main__ import main\nmain(['plan', 'edits.yaml', '--json'])\n"
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}print('torch' in sys.modules)"],
+            env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd() / 'site'}"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        told, torch = done.stdout.strip().rsplit("\n", 1)
+        assert torch == "False", "planning what needs no torch imports it"
+        return {n: s["fingerprint"] for n, s in json.loads(told)["steps"].items()}
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(plan, range(1, interpreters + 1)))
+
+
+@pytest.mark.slow
+def test_fresh_interpreters_tell_one_fingerprint_without_torch(folder):
+    assert keys_of(20) == [fingerprints()] * 20
+
+
+@pytest.mark.soak
+def test_a_hundred_fresh_interpreters_tell_one_fingerprint(folder):
+    assert keys_of(100) == [fingerprints()] * 100
 
 
 def test_packages_of_this_project_hold_no_logic():
