@@ -83,8 +83,8 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
 
     An import counts wherever it stands and whether or not it is reached, one by ``import_module`` with its name in
     quotes too. This project's packages only count where their own name is imported: their ``__init__`` files hold no
-    logic. Left out are the standard library, comments, docstrings that no code of their module can read, and what
-    no import tells: files that code opens by itself, data and ``exec`` alike.
+    logic. The standard library counts as Python's version. Left out are comments, docstrings that no code of their
+    module reads, and what no import tells: files that code opens by itself, whether data or code to `exec`.
     """
     found: dict[str, str] = {}
     libraries = {"python": "{}.{}".format(*sys.version_info)}
@@ -110,7 +110,8 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
             if scan.empty:
                 continue
         else:
-            if top not in tops and top not in sys.stdlib_module_names and (version := _version(top)):
+            known = top in tops or top in sys.stdlib_module_names or top in libraries
+            if not known and (version := _version(top)):
                 libraries[top] = version
             continue
         found[module] = scan.digest
@@ -217,23 +218,21 @@ def _file(module: str, folder: Path) -> Path | None:
 
 def _version(top: str) -> str | None:
     """What a library is: its version, or a digest of its files where there is none or where they are being edited."""
-    owners = _distributions(top)
-    versions = [d.version for d in owners]
-    if not owners or any(map(_editable, owners)):
-        versions += filter(None, [_source_digest(top)])
-    return " ".join(versions) or None
+    version, tells_all = _installed(top)
+    return " ".join(filter(None, (version, "" if tells_all else _source_digest(top)))) or None
 
 
 @functools.cache
-def _distributions(top: str) -> tuple[importlib.metadata.Distribution, ...]:
-    """What was installed as the top-level module `top`: several where they share it."""
+def _installed(top: str) -> tuple[str, bool]:
+    """The versions of what was installed as the module `top`, and whether these say what it does."""
     try:
-        return (importlib.metadata.distribution(top),)
+        owners = [importlib.metadata.distribution(top)]
     except importlib.metadata.PackageNotFoundError:
-        return tuple(map(importlib.metadata.distribution, sorted({*_installed().get(top, ())})))
+        owners = [importlib.metadata.distribution(name) for name in sorted({*_owners().get(top, ())})]
+    return " ".join(d.version for d in owners), bool(owners) and not any(map(_editable, owners))
 
 
-_installed = functools.cache(importlib.metadata.packages_distributions)  # which reads everything that is installed
+_owners = functools.cache(importlib.metadata.packages_distributions)  # which reads everything that is installed
 
 
 def _editable(installed: importlib.metadata.Distribution) -> bool:

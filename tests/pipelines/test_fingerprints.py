@@ -21,7 +21,7 @@ from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal
 from pipelines.plan import of_run, pinned
-from pipelines.source import reach
+from pipelines.source import pack, reach
 from pipelines.store import Result
 
 FILES = {
@@ -295,7 +295,7 @@ def folder(template, tmp_path, monkeypatch):
 
 
 def planned():
-    source._distributions.cache_clear()
+    source._installed.cache_clear()
     found = opened("edits.yaml")
     assert found.problems == ()
     return pinned(found.spec, Looks(Path("inputs.sqlite"), store=None), found.catalog)
@@ -348,6 +348,11 @@ def test_why_names_what_differs_whatever_was_edited(folder, store, capsys, name,
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{step}: done; differs from step {step!r} of run before in:"
     assert {line.split()[0].rstrip(":") for line in lines} == differing
+
+
+def test_a_file_that_is_used_brings_the_packages_that_it_lies_in(folder):
+    brought = [name for name, _ in pack(folder, ("tools/words.py",)).files]
+    assert brought == ["tools/__init__.py", "tools/start.py", "tools/words.py"]
 
 
 def test_what_a_function_made_is_decided_by_whoever_called_it(folder):
