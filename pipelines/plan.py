@@ -269,7 +269,7 @@ def _planned(
     lacking = [n for n in step.references() if not known[n]]
     unhashed = (
         *(f"step {n!r} has none" if n in spec.steps else f"input {n!r} was not hashed" for n in lacking),
-        *(f"{line} imports a module whose name is computed" for line in sources.computed),
+        *(f"{line} runs code that no import names" for line in sources.unnamed),
     )
     return PlannedStep(
         name=name,

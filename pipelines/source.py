@@ -3,18 +3,18 @@
 import ast
 import functools
 import hashlib
-import importlib.metadata
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from lfm.errors import LfmError
 from operators.code import OURS, Code, OwnCodeFailed, module_name
+from pipelines.libraries import version_of
 
 ROOT = Path(__file__).resolve().parent.parent
+BY_NAME = ("import_module", "__import__")
+UNNAMED = ("exec", "run_module", "run_path", "spec_from_file_location")
 
 
 class MissingCode(LfmError, FileNotFoundError):
@@ -35,12 +35,12 @@ class Reach:
     Attributes:
         modules: By name, with a digest of each.
         libraries: By name, with what each is; Python is one of them.
-        computed: The lines of the user's files, as ``file:line``, that import what only running them tells.
+        unnamed: The lines of the user's files, as ``file:line``, that run code that no import names.
     """
 
     modules: Mapping[str, str]
     libraries: Mapping[str, str]
-    computed: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
 
 def pack(folder: Path, uses: tuple[str, ...]) -> Code:
@@ -84,11 +84,11 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
     An import counts wherever it stands and whether or not it is reached, one by ``import_module`` with its name in
     quotes too. This project's packages only count where their own name is imported: their ``__init__`` files hold no
     logic. The standard library counts as Python's version. Left out are comments, docstrings that no code of their
-    module reads, and what no import tells: files that code opens by itself, whether data or code to `exec`.
+    module reads, and files that code opens by itself.
     """
     found: dict[str, str] = {}
     libraries = {"python": "{}.{}".format(*sys.version_info)}
-    computed: list[str] = []
+    unnamed: list[str] = []
     own = {module_name(path): (path, text) for path, text in code.files}
     tops = {module.partition(".")[0] for module in own}
     queue = list(modules)
@@ -100,7 +100,7 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
         if module in own:
             path, text = own[module]
             scan = _scan(text, module, package=path.endswith("__init__.py"))
-            computed += [f"{path}:{line}" for line in scan.computed]
+            unnamed += [f"{path}:{line}" for line in scan.unnamed]
             queue += packages_of(module)
         elif top in OURS:
             file = _file(module, ROOT)
@@ -111,12 +111,12 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
                 continue
         else:
             known = top in tops or top in sys.stdlib_module_names or top in libraries
-            if not known and (version := _version(top)):
+            if not known and (version := version_of(top)):
                 libraries[top] = version
             continue
         found[module] = scan.digest
         queue += scan.imports
-    return Reach(dict(sorted(found.items())), dict(sorted(libraries.items())), tuple(sorted(computed)))
+    return Reach(dict(sorted(found.items())), dict(sorted(libraries.items())), tuple(sorted(unnamed)))
 
 
 def packages_of(module: str) -> list[str]:
@@ -133,13 +133,13 @@ class _Scan:
         digest: Of its code without comments and docstrings.
         empty: Whether there is no code.
         imports: Every module that it imports, lazily or not.
-        computed: The lines that import what only running them tells.
+        unnamed: The lines that run code that no import names.
     """
 
     digest: str
     empty: bool
     imports: tuple[str, ...]
-    computed: tuple[int, ...]
+    unnamed: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -148,7 +148,7 @@ def _scan(text: str, module: str, *, package: bool) -> _Scan:
     read = "__doc__" in text  # then its docstrings may decide what it does
     here = module.split(".") if package else module.split(".")[:-1]
     imports: list[str] = []
-    computed: list[int] = []
+    unnamed: list[int] = []
 
     def absolute(level: int, name: str) -> str:
         return ".".join([*here[: len(here) - level + 1], *filter(None, [name])]) if level else name
@@ -159,10 +159,10 @@ def _scan(text: str, module: str, *, package: bool) -> _Scan:
         elif isinstance(node, ast.ImportFrom):
             base = absolute(node.level, node.module or "")
             imports += [base, *(f"{base}.{a.name}" for a in node.names if a.name != "*")]
-        elif isinstance(node, ast.Call) and _imports(node.func):
-            named = _named(node)
+        elif isinstance(node, ast.Call) and (called := _called(node.func)) in (*BY_NAME, *UNNAMED):
+            named = _named(node) if called in BY_NAME else None
             if named is None:
-                computed.append(node.lineno)
+                unnamed.append(node.lineno)
             else:
                 name = named.lstrip(".")
                 imports.append(absolute(len(named) - len(name), name))
@@ -172,13 +172,14 @@ def _scan(text: str, module: str, *, package: bool) -> _Scan:
             _without_strings(node, field)
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     empty = all(isinstance(statement, ast.Pass) for statement in tree.body)
-    return _Scan(digest, empty, tuple(dict.fromkeys(filter(None, imports))), tuple(sorted(computed)))
+    return _Scan(digest, empty, tuple(dict.fromkeys(filter(None, imports))), tuple(sorted(unnamed)))
 
 
-def _imports(called: ast.expr) -> bool:
-    """Whether what is called is ``import_module`` or ``__import__``, under whatever it is written."""
-    name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
-    return name in ("import_module", "__import__")
+def _called(what: ast.expr) -> str:
+    """The name of what is called; `exec` only where it is Python's own."""
+    if isinstance(what, ast.Name):
+        return what.id
+    return what.attr if isinstance(what, ast.Attribute) and what.attr != "exec" else ""
 
 
 def _named(call: ast.Call) -> str | None:
@@ -214,40 +215,3 @@ def _file(module: str, folder: Path) -> Path | None:
     """The file of `folder` that is `module`: of two that could be Python takes the package."""
     place = folder.joinpath(*module.split("."))
     return next((p for p in (place / "__init__.py", place.with_suffix(".py")) if p.is_file()), None)
-
-
-def _version(top: str) -> str | None:
-    """What a library is: its version, or a digest of its files where there is none or where they are being edited."""
-    version, tells_all = _installed(top)
-    return " ".join(filter(None, (version, "" if tells_all else _source_digest(top)))) or None
-
-
-@functools.cache
-def _installed(top: str) -> tuple[str, bool]:
-    """The versions of what was installed as the module `top`, and whether these say what it does."""
-    try:
-        owners = [importlib.metadata.distribution(top)]
-    except importlib.metadata.PackageNotFoundError:
-        owners = [importlib.metadata.distribution(name) for name in sorted({*_owners().get(top, ())})]
-    return " ".join(d.version for d in owners), bool(owners) and not any(map(_editable, owners))
-
-
-_owners = functools.cache(importlib.metadata.packages_distributions)  # which reads everything that is installed
-
-
-def _editable(installed: importlib.metadata.Distribution) -> bool:
-    told = json.loads(installed.read_text("direct_url.json") or "{}")
-    return bool(told.get("dir_info", {}).get("editable"))
-
-
-def _source_digest(top: str) -> str:
-    """Of the bytes of a module's files, wherever Python finds them; empty where it finds none."""
-    spec = PathFinder.find_spec(top)
-    if spec is None:
-        return ""
-    folders = [Path(place) for place in spec.submodule_search_locations or ()]
-    files = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".so", ".pyd")]
-    found = hashlib.sha256()
-    for file in sorted(files) if folders else [Path(str(spec.origin))]:
-        found.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return f"files {found.hexdigest()[:16]}"

@@ -80,7 +80,7 @@ def test_code_that_the_users_code_imports_counts():
 
 def test_the_version_of_a_library_counts(monkeypatch):
     before = fingerprints()
-    monkeypatch.setattr(source, "_version", lambda top: "0.0.0-other")
+    monkeypatch.setattr(source, "version_of", lambda top: "0.0.0-other")
     assert set(before.values()).isdisjoint(fingerprints().values())
 
 
