@@ -1,7 +1,9 @@
 """Batches -> trained weights: the one loop of every method that follows a gradient, with no Ray in it."""
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from operators.notices import Preempted
 from operators.training import Training
 
 STATE = "manifest.json"
+INTERVAL_S, PATIENCE = 60.0, 50  # between two checkpoints at least: so long, and so many times what keeping one takes
 
 Where = np.ndarray[Any, np.dtype[np.int64]]
 """Some rows, by their numbers."""
@@ -106,7 +109,7 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         raise HyperparameterError("training", "validate_every", training.validate_every, "0 without held-out data")
     steps = training.steps(len(job.rows))
     learner = _learner(job.objective, training, place)
-    watch = _Watch(training.patience)
+    watch, pace = _Watch(training.patience), _Pace(training.checkpoint_every)
     first, tokens_seen = _resume(learner, watch, reporter)
     job.objective.train()
     for step in range(first, steps):
@@ -114,7 +117,9 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         torch.manual_seed(int(np.random.SeedSequence([training.seed, step, place.rank]).generate_state(1)[0]))
         loss, tokens = _accumulate(learner, job, step)
         norm = learner.step(training.rate(step, steps))
-        total, leaving = learner.totals(torch.stack([loss, torch.full_like(loss, reporter.leaving())]))
+        # All agree on what one of them knows: that its machine goes; and on what the first one's clock says.
+        told = [float(reporter.leaving()), float(place.rank == 0 and pace.due(step + 1))]
+        total, leaving, due = learner.totals(torch.cat([loss[None], loss.new_tensor(told)]))
         mean = total / tokens
         if not (np.isfinite(mean) and (norm is None or np.isfinite(norm))):
             raise Diverged(step + 1, mean, norm if norm is not None else float("inf"))
@@ -131,9 +136,9 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         if ended:
             steps = step + 1
             break
-        due = training.checkpoint_every and (step + 1) % training.checkpoint_every == 0
         if (due or leaving) and step + 1 < steps:
-            _keep(learner, watch, step + 1, tokens_seen, reporter, scratch)
+            with pace.kept():
+                _keep(learner, watch, step + 1, tokens_seen, reporter, scratch)
             if leaving:
                 raise Preempted(step + 1, steps)
     weights = watch.best if watch.best_loss < float("inf") else learner.weights()
@@ -186,6 +191,28 @@ class _Watch:
         else:
             self.since += 1
         return self.since >= self.patience
+
+
+class _Pace:
+    """When a checkpoint is due: after so many steps, or after so long that keeping one takes little of the time."""
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+        self.took, self.since = 0.0, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to keep one after a step, counted from 1."""
+        if self.every is not None:
+            return self.every > 0 and step % self.every == 0
+        return time.monotonic() - self.since >= max(INTERVAL_S, PATIENCE * self.took)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around the keeping of one."""
+        began = time.monotonic()
+        yield
+        self.since = time.monotonic()
+        self.took = self.since - began
 
 
 def _keep(learner: Learner, watch: _Watch, step: int, tokens: int, reporter: Reporter, scratch: Path) -> None:

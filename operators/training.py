@@ -32,7 +32,8 @@ class Training(Settings):
         precision: Of the forward pass; parameters and optimizer are float32 always.
         gradient_checkpointing: Compute activations twice to hold fewer.
         seed: Decides the order of the data, dropout and what is drawn at the start.
-        checkpoint_every: Steps between checkpoints; 0 keeps none.
+        checkpoint_every: Steps between checkpoints; 0 keeps none, None one a minute as long as that takes less than a
+            fiftieth of the time.
         validate_every: Steps between looks at the held-out data; 0 never looks.
         patience: Looks without a better loss after which it ends with the best weights; None never.
     """
@@ -57,7 +58,7 @@ class Training(Settings):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     seed: int = 0
-    checkpoint_every: int = 0
+    checkpoint_every: int | None = None
     validate_every: int = 0
     patience: int | None = None
 
@@ -80,7 +81,11 @@ class Training(Settings):
         self.require(self.epsilon > 0, "epsilon", "epsilon > 0")
         self.require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "clip_norm > 0, or none")
         self.require(self.seed >= 0, "seed", "seed >= 0")
-        self.require(self.checkpoint_every >= 0, "checkpoint_every", "checkpoint_every >= 0")
+        self.require(
+            self.checkpoint_every is None or self.checkpoint_every >= 0,
+            "checkpoint_every",
+            "checkpoint_every >= 0, or none",
+        )
         self.require(self.validate_every >= 0, "validate_every", "validate_every >= 0")
         self.require(self.patience is None or self.patience >= 1, "patience", "patience >= 1, or none")
         self.require(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lfm.errors import HyperparameterError
+from operators import loop
 from operators.batches import IGNORED, NoLossToken, global_batch
 from operators.loop import Diverged, Job, Place, train
 from operators.notices import Preempted
@@ -149,6 +150,27 @@ def test_a_notice_ends_it_with_a_checkpoint_and_nothing_is_learnt_twice(every, t
     again = train(job(), training, Place(), work, work.scratch)
     assert work.told == told.told
     assert same(again.weights, whole.weights)
+
+
+def test_unless_told_otherwise_a_checkpoint_is_due_when_it_takes_little_of_the_time(monkeypatch, tmp_path, undisturbed):
+    class Slow(small.Work):
+        """Each step takes 20 s, and keeping one 3 s."""
+
+        def progress(self, done, total, **measures):
+            super().progress(done, total, **measures)
+            now[0] += 20
+
+        def keep(self, folder):
+            super().keep(folder)
+            at.append(len(self.told))
+            now[0] += 3
+
+    now, at = [0.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    work = Slow(tmp_path)
+    got = train(job(), replace(TRAINING, max_steps=14), Place(), work, work.scratch)
+    assert at == [4, 13], "after a minute, and after fifty times three seconds"
+    assert got.steps == 14
 
 
 def test_a_notice_at_the_last_step_lets_it_end(tmp_path, undisturbed):
