@@ -13,6 +13,7 @@ from operators.records import records
 from operators.row_files import DatasetError, files_of
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
+from pipelines.storage import s3_client
 from pipelines.storage.digests import Digests
 from pipelines.store import DamagedArtifact, Result
 
@@ -89,6 +90,16 @@ def test_a_model_that_loading_would_do_more_with_than_read_is_refused(looks, fol
         refuse_foreign_code(folder)
     assert str(failed.value) == f"{str(folder)!r} {said}"
     assert type(failed.value)(*failed.value.args).args == failed.value.args
+
+
+def test_a_model_in_a_bucket_is_refused_by_its_configs_before_its_weights_are_fetched(looks, bucket):
+    config = json.dumps({"model_type": "own", "auto_map": CODE}).encode()
+    for name, content in {"config.json": config, "model.safetensors": b"x", "modeling_own.py": b"raise"}.items():
+        s3_client.client().put_object(Bucket=bucket, Key=f"m/{name}", Body=content)
+    said = refused(looks, Model(f"s3://{bucket}/m"))
+    assert said.startswith(
+        "names code of its own in config.json (auto_map 'configuration_own.Own'), which is never run"
+    )
 
 
 def test_an_adapter_that_has_a_module_imported_is_refused(looks, folder_of):
