@@ -8,7 +8,7 @@ from typing import Any
 from lfm.errors import LfmError
 from lfm.weight_index import WeightsError, indexed
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz")
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # the ends of the keys; a slash means a repository
 
 

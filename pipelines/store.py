@@ -17,6 +17,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
+from operators.foreign_code import PICKLES
 from pipelines.faults import reached
 from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, below, digest_of, remove
 from pipelines.storage.digests import Digests
@@ -81,7 +82,7 @@ class Store:
                 continue
             if not stat.S_ISREG(mode):
                 raise UnsafeArtifact(name, "a link or a device")
-            if file.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"):
+            if file.suffix.lower() in PICKLES:
                 raise UnsafeArtifact(name, f"a {file.suffix} file, which may be a pickle")
             files[name] = {"sha256": digest_of(file), "size": file.stat().st_size}
         reached("put: files are hashed")
