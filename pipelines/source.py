@@ -14,7 +14,7 @@ from pipelines.libraries import version_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_NAME = ("import_module", "__import__")
-UNNAMED = ("exec", "run_module", "run_path", "spec_from_file_location")
+UNNAMED = ("exec", "spec_from_file_location")
 
 
 class MissingCode(LfmError, FileNotFoundError):
@@ -83,13 +83,14 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
 
     An import counts wherever it stands and whether or not it is reached, one by ``import_module`` with its name in
     quotes too. This project's packages only count where their own name is imported: their ``__init__`` files hold no
-    logic. The standard library counts as Python's version. Left out are comments, docstrings that no code of their
-    module reads, and files that code opens by itself.
+    logic. The standard library counts as Python's version. Left out are comments, docstrings unless the user's
+    files read some, and files that code opens by itself.
     """
     found: dict[str, str] = {}
     libraries = {"python": "{}.{}".format(*sys.version_info)}
     unnamed: list[str] = []
     own = {module_name(path): (path, text) for path, text in code.files}
+    documented = any("__doc__" in text or "getdoc" in text for _, text in code.files)
     tops = {module.partition(".")[0] for module in own}
     queue = list(modules)
     while queue:
@@ -99,7 +100,7 @@ def reach(modules: tuple[str, ...], code: Code) -> Reach:
         top = module.partition(".")[0]
         if module in own:
             path, text = own[module]
-            scan = _scan(text, module, package=path.endswith("__init__.py"))
+            scan = _scan(text, module, package=path.endswith("__init__.py"), docstrings=documented)
             unnamed += [f"{path}:{line}" for line in scan.unnamed]
             queue += packages_of(module)
         elif top in OURS:
@@ -143,9 +144,8 @@ class _Scan:
 
 
 @functools.lru_cache(maxsize=4096)
-def _scan(text: str, module: str, *, package: bool) -> _Scan:
+def _scan(text: str, module: str, *, package: bool, docstrings: bool = False) -> _Scan:
     tree = ast.parse(text)
-    read = "__doc__" in text  # then its docstrings may decide what it does
     here = module.split(".") if package else module.split(".")[:-1]
     imports: list[str] = []
     unnamed: list[int] = []
@@ -156,8 +156,10 @@ def _scan(text: str, module: str, *, package: bool) -> _Scan:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [a.name for a in node.names]
+            unnamed += [node.lineno for a in node.names if a.name == "runpy"]
         elif isinstance(node, ast.ImportFrom):
             base = absolute(node.level, node.module or "")
+            unnamed += [node.lineno for a in node.names if base == "runpy" or (a.asname and a.name in BY_NAME)]
             imports += [base, *(f"{base}.{a.name}" for a in node.names if a.name != "*")]
         elif isinstance(node, ast.Call) and (called := _called(node.func)) in (*BY_NAME, *UNNAMED):
             named = _named(node) if called in BY_NAME else None
@@ -168,7 +170,7 @@ def _scan(text: str, module: str, *, package: bool) -> _Scan:
                 imports.append(absolute(len(named) - len(name), name))
         elif isinstance(node, ast.Constant):
             node.kind = None  # the prefix in u"..." says nothing
-        for field in () if read else ("body", "orelse", "finalbody"):
+        for field in () if docstrings else ("body", "orelse", "finalbody"):
             _without_strings(node, field)
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     empty = all(isinstance(statement, ast.Pass) for statement in tree.body)

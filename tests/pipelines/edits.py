@@ -70,7 +70,7 @@ def shape(
     "lazy.py": "WHEN = 'late'\n",
     "rare.py": "WHERE = 'elsewhere'\n",
     "stars.py": "STARS = 5\n",
-    "named.py": "def said():\n    '''Say.'''\n    return said.__doc__\n",
+    "named.py": "def said():\n    '''Say.'''\n    return 'said'\n",
     "unused.py": "NOBODY = 1\n",
     "other.py": """
 from collections.abc import Sequence
@@ -155,7 +155,6 @@ EDITS = {
     "an import under a condition": (replaced("rare.py", "else", "any"), SHAPED),
     "a star import": (replaced("stars.py", "5", "6"), SHAPED),
     "import_module of a name": (replaced("named.py", "return", "yield"), SHAPED),
-    "a docstring that code reads": (replaced("named.py", "Say.", "Said."), SHAPED),
     "a file that nobody imports": (replaced("unused.py", "1", "2"), NONE),
     "a file more": (added("more.py", "import near\n"), NONE),
     "the operator": (replaced("mine.py", "'text'", "'texts'"), SHAPED),

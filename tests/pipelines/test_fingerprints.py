@@ -104,6 +104,14 @@ def test_why_names_what_differs_whatever_was_edited(folder, store, capsys, name,
     assert {line.split()[0].rstrip(":") for line in lines} == differing
 
 
+def test_docstrings_count_where_code_reads_some(folder):
+    replaced("lazy.py", "WHEN = 'late'", "import near\nWHEN = near.helper.__doc__")(folder)
+    before = fingerprints()
+    replaced("near.py", "def helper(*x):", "def helper(*x):\n    'Help.'")(folder)
+    after = fingerprints()
+    assert {n for n in before if before[n] != after[n]} == SHAPED
+
+
 def test_a_file_that_is_used_brings_the_packages_that_it_lies_in(folder):
     brought = [name for name, _ in pack(folder, ("tools/words.py",)).files]
     assert brought == ["tools/__init__.py", "tools/start.py", "tools/words.py"]
@@ -128,7 +136,9 @@ def test_what_a_function_made_is_decided_by_whoever_called_it(folder):
         "__import__(name)",
         "importlib.import_module('.near', other)",
         "exec(open('near.py').read())",
-        "runpy.run_path('near.py')",
+        "import runpy",
+        "from runpy import run_path",
+        "from importlib import import_module as load",
         "util.spec_from_file_location('near', 'near.py')",
     ],
 )
