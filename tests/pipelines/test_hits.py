@@ -156,6 +156,8 @@ def test_a_step_that_makes_another_digest_again_changes_nothing_that_was_made_of
     assert line == (
         f"  after[0]: dataset a (look_at_the_clock), which has made digest {after['a']} since, digest {before['a']}"
     )
+    typed("show", "last", "--html", "run.html")
+    assert "which it has since made anew as" in (typed.folder / "run.html").read_text()
     (_, second) = json.loads(typed("lineage", "last/b", "--json"))
     assert (second["digest"], second["remade"]["digest"]) == (before["a"], after["a"])
 
