@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lfm.weights import Weights
 from operators.batches import Batch
+from operators.extensions import compile_in_turn
 from operators.learner import KINDS, Learner, Place, adamw
 from operators.objectives import Objective
 from operators.training import Training
@@ -37,6 +38,7 @@ def _deepspeed(place: Place) -> Any:
     import deepspeed
     import deepspeed.ops
 
+    compile_in_turn()
     if place.device.type == "cpu":
         # Without them it uses gloo, as on any system but Linux; with them it first compiles for most of a minute.
         deepspeed.ops.__compatible_ops__ = {}
