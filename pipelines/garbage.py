@@ -1,7 +1,9 @@
 """Store -> what nobody refers to any more.
 
-Everything is listed before the journals are read: what a run has begun to use by then is referred to. A run that
-begins after that and counts on an old result may find it gone; resuming it makes the result again.
+Everything is listed before the journals are read: what a run has begun to use by then is referred to. And a run writes
+down every step's fingerprint before it looks for results. So results go first, and then the journals are read again:
+who found one in time is in them, and it is put back. Whoever begins later finds none, and makes its own; before more
+goes, the journals of those are read too.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from pipelines.store import Result, Store, canonical
 
 COMMIT_S = 3600  # how long after an artifact the result that names it may come
 SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
+BATCH = 16  # how much goes between two looks at who has begun meanwhile
 OWN = {"artifacts", "checkpoints", "locks", "quarantine", "results", "runs", "scratch"}
 """Folders of the store that this file knows; JSON in any other one refers to what it names."""
 
@@ -44,12 +47,13 @@ class Garbage:
     why: str
 
 
-def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
+def garbage(store: Store, *, drop: Collection[str] = (), gone: Iterable[Result] = ()) -> list[Garbage]:
     """What can go, in the order in which it has to.
 
     Args:
         store: Where to look.
-        drop: Runs whose journals, logs and measures go, and with them what only they refer to.
+        drop: Runs whose journals, logs and measures go, and with them what only they refer to; not while they go on.
+        gone: Results that count as if they were there.
     """
     storage, now = store.storage, time.time()
     copies = sorted(storage.copies.glob("artifacts/*")) if storage.copies else []  # before what they are copies of
@@ -57,16 +61,18 @@ def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
         _folders(storage.entries(folder)) for folder in ("artifacts", "checkpoints", "quarantine")
     )
     sizes = {e.key: e.size for e in storage.entries("results")}
-    known = results(store)
+    known = list({r.fingerprint: r for r in (*gone, *results(store))}.values())
     names = storage.folders("runs")
     began = dict(zip(names, at_once(lambda r: bool(storage.list(f"runs/{r}/journal")), names), strict=True))
     lives = {r for r in names if live(storage, r) is not None}
-    gone = {r: "dropped" if r in drop else "never began" for r in names if r in drop or not (began[r] or r in lives)}
-    said = {r: _journal(storage, r) for r in names if r not in gone}
+    # Where not even a claim lies, one may be about to.
+    dead = {r for r in names if r not in lives and (began[r] or storage.list(f"runs/{r}/claims"))}
+    ended = {r: "dropped" if r in drop else "never began" for r in dead if r in drop or not began[r]}
+    said = {r: _journal(storage, r) for r in names if r not in ended}
     kept, used = _reached(known, set().union(_registered(storage), *said.values()))
     going_on = set().union(*(said[r] for r in lives if r in said))
     return [
-        *_runs(storage, gone),
+        *_runs(storage, ended),
         *_results(known, kept, sizes),
         *_artifacts(artifacts, used, {r.digest for r in known}, now),
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
@@ -76,14 +82,45 @@ def garbage(store: Store, *, drop: Collection[str] = ()) -> list[Garbage]:
     ]
 
 
-def sweep(storage: Storage, found: Iterable[Garbage]) -> None:
-    """Delete it."""
-    for one in found:
-        if one.kind in ("copy", "scratch"):
-            path = Path(one.key)
-            path.unlink() if path.is_file() else remove(path)
-        else:
-            storage.delete(one.key)
+def sweep(store: Store, found: Iterable[Garbage], *, drop: Collection[str] = ()) -> list[Garbage]:
+    """Delete what was found, save what somebody has begun to refer to meanwhile, and return what went.
+
+    Args:
+        store: Where.
+        found: By `garbage`.
+        drop: The same as there.
+    """
+    storage, found = store.storage, list(found)
+    runs = [g for g in found if g.kind == "run" and live(storage, g.key.partition("/")[2]) is None]
+    at_once(lambda g: storage.delete(g.key), runs)
+    keys = [g.key for g in found if g.kind == "result"]
+    taken = {k: data for k, data in zip(keys, at_once(storage.read, keys), strict=True) if data is not None}
+    at_once(storage.delete, taken)
+    gone = [Result(**json.loads(data)) for data in taken.values()]
+    others = [g for g in found if g.kind not in ("run", "result")]
+    batches = [others[i : i + BATCH] for i in range(0, len(others), BATCH)]
+    seen: set[str] = set()
+    went = {g.key for g in runs}
+    for batch in batches or [[]]:
+        new = {r for r in storage.folders("runs") if r not in seen and storage.list(f"runs/{r}/journal")}
+        if new or not seen:
+            seen |= new
+            still = {g.key for g in garbage(store, drop=drop, gone=gone)}
+            for key in taken.keys() - still:
+                storage.put_if_absent(key, taken[key])
+        goes = [g for g in batch if g.key in still]
+        at_once(lambda g: _delete(storage, g), goes)
+        went |= {g.key for g in goes}
+    went |= taken.keys() & still
+    return [g for g in found if g.key in went]
+
+
+def _delete(storage: Storage, one: Garbage) -> None:
+    if one.kind in ("copy", "scratch"):
+        path = Path(one.key)
+        path.unlink(missing_ok=True) if path.is_file() else remove(path)
+    else:
+        storage.delete(one.key)
 
 
 def live(storage: Storage, run: str) -> Mapping[str, Any] | None:
@@ -195,12 +232,10 @@ def _copies(found: Iterable[Path], artifacts: Collection[str]) -> Iterator[Garba
 
 def _scratches(folder: Path, now: float) -> Iterator[Garbage]:
     for path in sorted(folder.glob("*")):
-        alive = processes.alive(owner(path.name))
-        if alive:
-            continue
-        size, touched = _looked(path)
-        if alive is False or now - touched > SILENT_S:
-            yield Garbage(kind="scratch", key=str(path), size=size, why="its process is gone")
+        if processes.alive(owner(path.name)) is None:  # who was killed on this machine, `open_storage` clears up after
+            size, touched = _looked(path)
+            if now - touched > SILENT_S:
+                yield Garbage(kind="scratch", key=str(path), size=size, why="its process is silent")
 
 
 def _looked(path: Path) -> tuple[int, float]:

@@ -28,9 +28,10 @@ class BadCount(LfmError, ValueError):
 def act(arguments: Namespace) -> int:
     """Delete what nobody refers to, or say what that is."""
     store = Store(open_storage(arguments.store))
-    found = garbage(store, drop=_dropped(arguments, store.storage))
+    drop = _dropped(arguments, store.storage)
+    found = garbage(store, drop=drop)
     if not arguments.dry_run:
-        sweep(store.storage, found)
+        found = sweep(store, found, drop=drop)
     total = sum(g.size for g in found)
     if arguments.json:
         return printed({"deleted": not arguments.dry_run, "bytes": total, "garbage": [asdict(g) for g in found]})

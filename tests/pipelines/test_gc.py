@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -12,13 +14,14 @@ import pytest
 from pipelines import garbage as module
 from pipelines.__main__ import main
 from pipelines.ancestry import ancestry
+from pipelines.commands import run as command
 from pipelines.commands.gc import size
-from pipelines.garbage import COMMIT_S, SILENT_S, garbage
-from pipelines.lineage import Event, Journal, runs
+from pipelines.garbage import COMMIT_S, SILENT_S, garbage, sweep
+from pipelines.lineage import Event, Journal, history, runs
 from pipelines.registry import Registry
 from pipelines.storage import s3_client
 from pipelines.storage.base import owner
-from pipelines.store import Result, canonical
+from pipelines.store import Result, Store, canonical
 
 
 @pytest.fixture
@@ -174,8 +177,9 @@ def test_a_run_of_another_machine_goes_on_until_it_is_silent_for_long(store, lat
 def test_a_claim_of_a_dead_process_that_never_wrote_goes(store):
     claim = {"host": module.processes.this()["host"], "pid": 2**22, "born": 1.0}
     store.storage.put_if_absent("runs/never/claims/000001.json", canonical(claim))
+    (store.storage.root / "runs" / "soon" / "claims").mkdir(parents=True)  # by who is about to write the first one
     collect(store)
-    assert store.storage.folders("runs") == ()
+    assert store.storage.folders("runs") == ("soon",)
 
 
 def test_an_artifact_that_may_be_about_to_be_named_stays_for_an_hour(store, later):
@@ -220,8 +224,8 @@ def test_scratch_of_dead_processes_goes_and_of_living_ones_stays(store, later):
     unknown = store.storage.scratches / "3f2a9c"
     unknown.mkdir()
     assert not psutil.pid_exists(owner(os.path.basename(dead))["pid"])
-    (found,) = garbage(store)
-    assert (found.kind, found.key, found.size) == ("scratch", dead, 2)
+    assert main(["ps", "--store", store.storage.uri]) == 0, "any command will do"
+    assert sorted(store.storage.scratches.iterdir()) == sorted([mine, unknown])
     later(SILENT_S + 60)
     collect(store)
     assert list(store.storage.scratches.iterdir()) == [mine]
@@ -268,3 +272,71 @@ def test_sizes_are_written_for_people(count, said):
 def test_a_number_of_runs_below_0_is_refused(store, capsys):
     assert main(["gc", "--store", store.storage.uri, "--keep-last", "-1"]) == 2
     assert "--keep-last: -1, expected a number of runs, 0 or more." in capsys.readouterr().err
+
+
+class Meanwhile:
+    """A storage where something happens right before a key is deleted for the first time."""
+
+    def __init__(self, storage, key, act):
+        self._storage, self._key, self._act = storage, key, act
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def delete(self, key):
+        if key.startswith(self._key) and self._act is not None:
+            act, self._act = self._act, None
+            act()
+        self._storage.delete(key)
+
+
+@pytest.mark.parametrize("folder", ["results", "artifacts"])
+def test_what_a_run_begins_to_use_while_it_is_deleted_stays(either_store, monkeypatch, folder):
+    """Whichever of them comes first: the run begins before any result goes, or between two artifacts."""
+    monkeypatch.setattr(module, "BATCH", 1)
+    digests = [made(either_store, step) for step in ("a", "b")]
+    found = garbage(either_store)
+    last = [g.key for g in found if g.kind == "artifact"][-1]
+    (step,) = (s for s, d in zip("ab", digests, strict=True) if last.endswith(d))
+    meanwhile = Meanwhile(either_store.storage, folder, lambda: ran(either_store, "new", step, ended=False))
+    went = {g.key for g in sweep(Store(meanwhile), found)}
+    assert {g.key for g in found} - went == {f"results/{fingerprint(step)}.json", last}
+    assert left(either_store) == ([step], ["new"])
+
+
+def test_a_run_that_was_dropped_and_goes_on_again_meanwhile_stays(store):
+    made(store, "a")
+    ran(store, "one", "a")
+    found = garbage(store, drop={"one"})
+    assert [g.kind for g in found] == ["run", "result", "artifact"]
+    Journal.claim(store.storage, "one")
+    assert sweep(store, found, drop={"one"}) == []
+    assert left(store) == (["a"], ["one"])
+
+
+@pytest.mark.ray
+def test_runs_go_on_and_keep_what_they_use_while_older_ones_are_dropped(project, store, ray_local, monkeypatch):
+    monkeypatch.setattr(command, "cluster", lambda address: ray_local())
+    ended = threading.Event()
+
+    def sweeps():
+        while not ended.is_set():
+            drop = set(runs(store.storage)[:-1])
+            sweep(store, garbage(store, drop=drop), drop=drop)
+        return True
+
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(sweeps)
+        try:
+            for size in ("2", "3", "4"):
+                words = ["run", str(project.pipeline), "--store", store.storage.uri, "--set", f"b.size={size}"]
+                assert main(words) == 0
+        finally:
+            ended.set()
+        assert sweeping.result()
+    drop = set(runs(store.storage)[:-1])
+    sweep(store, garbage(store, drop=drop), drop=drop)
+    (last,) = runs(store.storage)
+    steps = history(store.storage, last)[0].data["steps"].values()
+    assert all(store.hit(s["fingerprint"]) for s in steps)
+    assert len(store.storage.list("results")) == len(steps)
