@@ -1,13 +1,13 @@
 """The only place that starts Ray or connects to it."""
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from cluster.capacity import Capacity, Node, here
+from cluster.home import home, marked
 from lfm.errors import LfmError
 
 
@@ -40,33 +40,39 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What a step leaves running must not outlive its worker.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+    # How long an ending waits for somebody to hear of its tasks, where nobody is left: 5 s by itself.
+    os.environ.setdefault("RAY_task_events_shutdown_flush_timeout_ms", "100")
     import ray
 
-    home = tempfile.mkdtemp(prefix="lfm-", dir=_short()) if address == "local" else None
-    try:
-        if home is not None:
-            whole = here()
-            ray.init(
-                address="local",
-                num_cpus=int(whole.cpus),
-                num_gpus=int(whole.gpus),
-                include_dashboard=False,
-                log_to_driver=False,  # each step writes a log of its own
-                logging_level="warning",
-                _temp_dir=home,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (OSError, RuntimeError, ValueError) as error:
-        _forget(home)
-        raise NoCluster(address, str(error).partition("\n")[0]) from error
-    # To have its subreaper work, Ray ignores SIGCHLD behind Python's back, and every child's exit code would read 0.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
+    with ExitStack() as stack:
+        asked: dict[str, Any] = {"address": address}
+        starting: AbstractContextManager[None] = nullcontext()
+        if address == "local":
+            folder, whole = stack.enter_context(home()), here()
+            starting = marked(folder)
+            asked |= {"num_cpus": int(whole.cpus), "num_gpus": int(whole.gpus)}
+            asked |= {"include_dashboard": False, "_temp_dir": str(folder)}
+        try:
+            with starting, _own_sigterm():
+                ray.init(**asked, log_to_driver=False, logging_level="warning")  # each step writes a log of its own
+        except (OSError, RuntimeError, ValueError) as error:
+            raise NoCluster(address, str(error).partition("\n")[0]) from error
+        stack.callback(ray.shutdown)
+        # For its subreaper Ray ignores SIGCHLD behind Python's back, and every child's exit code would read 0.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield capacity()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Have SIGTERM do what it did before, after and while Ray brings a handler of its own, which exits."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as told:
+        raise KeyboardInterrupt from told
     finally:
-        ray.shutdown()
-        _forget(home)
+        signal.signal(signal.SIGTERM, before)
 
 
 def capacity() -> Capacity:
@@ -80,13 +86,3 @@ def capacity() -> Capacity:
 def _node(has: Mapping[str, float]) -> Node:
     kinds = frozenset(k.removeprefix("accelerator_type:") for k in has if k.startswith("accelerator_type:"))
     return Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=has.get("memory", 0.0), accelerators=kinds)
-
-
-def _short() -> str | None:
-    """Where Ray's sockets can lie: their whole path may have 107 bytes, of which Ray takes some 70."""
-    return "/tmp" if len(tempfile.gettempdir()) > 30 and os.access("/tmp", os.W_OK) else None
-
-
-def _forget(home: str | None) -> None:
-    if home is not None:
-        shutil.rmtree(home, ignore_errors=True)

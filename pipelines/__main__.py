@@ -141,16 +141,21 @@ def main(arguments: list[str] | None = None) -> int:
     if shadow:
         print(shadow, file=sys.stderr)
         return 2
+    from cluster.home import clear
     from lfm.errors import LfmError
+    from pipelines.interrupts import INTERRUPTED, interruptible
 
     try:  # Ctrl-C may come while torch is imported, which takes longest of all
-        act: Callable[[argparse.Namespace], int] = importlib.import_module(f"pipelines.commands.{parsed.command}").act
-        return act(parsed)
+        with interruptible():
+            clear()
+            module = importlib.import_module(f"pipelines.commands.{parsed.command}")
+            act: Callable[[argparse.Namespace], int] = module.act
+            return act(parsed)
     except LfmError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0

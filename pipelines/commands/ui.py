@@ -59,7 +59,6 @@ def act(arguments: Namespace) -> int:
     words += ["--no-serve-artifacts"]
     words += ["--default-artifact-root", outbox.files(storage).as_uri()] if where == outbox.OWN else []
     scratch = storage.scratch()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _server(words, scratch / "server.log") as process:
             _answers(process, arguments.port, scratch / "server.log")
