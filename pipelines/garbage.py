@@ -25,7 +25,7 @@ from pipelines.store import Result, Store, canonical
 COMMIT_S = 3600  # how long after an artifact the result that names it may come
 SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
 BATCH = 16  # how much goes between two looks at who has begun meanwhile
-OWN = {"artifacts", "checkpoints", "locks", "quarantine", "results", "runs", "scratch"}
+OWN = {"artifacts", "checkpoints", "leases", "locks", "quarantine", "results", "runs", "scratch"}
 """Folders of the store that this file knows; JSON in any other one refers to what it names."""
 
 
@@ -34,8 +34,8 @@ class Garbage:
     """Something that can go.
 
     Attributes:
-        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``quarantine``, or ``copy`` and ``scratch`` for what
-            lies on this machine.
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, or ``copy`` and ``scratch``
+            for what lies on this machine.
         key: Where it is in the store; on this machine its path.
         size: In bytes.
         why: Why nobody misses it.
@@ -76,6 +76,7 @@ def garbage(store: Store, *, drop: Collection[str] = (), gone: Iterable[Result] 
         *_results(known, kept, sizes),
         *_artifacts(artifacts, used, {r.digest for r in known}, now),
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
+        *_leases(storage, now),
         *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
         *_copies(copies, artifacts),
         *_scratches(storage.scratches, now),
@@ -222,6 +223,14 @@ def _checkpoints(
         if fingerprint not in going_on and (fingerprint in done or fingerprint not in used):
             why = "its step is done" if fingerprint in done else "no run's"
             yield Garbage(kind="checkpoint", key=key, size=_size(entries), why=why)
+
+
+def _leases(storage: Storage, now: float) -> Iterator[Garbage]:
+    """Those that who held them cannot give back any more."""
+    for one in storage.entries("leases"):
+        alive = processes.alive(json.loads(storage.read(one.key) or b"{}"))
+        if alive is False or (alive is None and now - one.modified > SILENT_S):
+            yield Garbage(kind="lease", key=one.key, size=one.size, why="its process is gone")
 
 
 def _copies(found: Iterable[Path], artifacts: Collection[str]) -> Iterator[Garbage]:

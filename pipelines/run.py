@@ -1,11 +1,9 @@
 """Decisions -> attempts -> Events: does what `schedule` decides, and writes down what happened."""
 
 import contextlib
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any
@@ -123,7 +121,6 @@ class _Driver:
                         self._record(happened)
                         happened = []
                         self._open(stack.enter_context(connect()))
-                        stack.enter_context(_sigterm_interrupts())
                         continue
                     # One segment for what ended and what follows: the disk is waited for while the next step runs.
                     self._record([*happened, *map(self._start, self._due(starts))])
@@ -314,20 +311,3 @@ class _Driver:
         if isinstance(reference, Mapping):
             return {k: self.made[n] for k, n in reference.items()}
         return [self.made[n] for n in reference]
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C; set after Ray, which brings a handler of its own. Only a main thread hears of it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -84,7 +84,8 @@ class LocalStorage:
         locks = self.root / "locks"
         with self._written(key, data) as temporary:
             locks.mkdir(exist_ok=True)
-            with (locks / hashlib.sha256(key.encode()).hexdigest()).open("w") as lock:
+            # One of 256 for many keys: who deleted locks would let two in at once, so there are never more.
+            with (locks / hashlib.sha256(key.encode()).hexdigest()[:2]).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if self.read(key) != old:
                     return False

@@ -195,7 +195,8 @@ def test_a_step_survives_its_process_its_node_and_the_head(nodes, tmp_path, reso
     nodes("restart")
     assert run.end() == expected
 
-    assert Counter(e.data["class"] for e in run.events("fail")) == {"other": 1, "preemption": 1, "node": 1}
+    failed = Counter(e.data["class"] for e in run.events("fail"))
+    assert failed == {"other": 1, "preemption": 1, "node": 1}, run.out.read_text()
     attempts = run.attempts()
     assert len(attempts) == 4
     for before, after in itertools.pairwise(attempts):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 def typed(project, ray_local, monkeypatch, capsys):
     """Types a command in the project's folder, with the tests' Ray, and gives the exit code and what it printed."""
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(run, "cluster", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda address: ray_local())
 
     def type_(*words):
         code = main(list(words))
@@ -118,7 +118,7 @@ def test_everything_that_is_wrong_is_printed_at_once_by_plan_and_run_and_nothing
     def started(*arguments, **options):
         raise AssertionError("it is broken")
 
-    monkeypatch.setattr(run, "cluster", started)
+    monkeypatch.setattr(run, "opened", started)
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(_planned, "here", lambda: Capacity(cpus=2, gpus=0, memory=8e9))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from pipelines import garbage as module
+from pipelines import garbage as module, processes
 from pipelines.__main__ import main
 from pipelines.ancestry import ancestry
 from pipelines.commands import run as command
@@ -231,6 +231,15 @@ def test_scratch_of_dead_processes_goes_and_of_living_ones_stays(store, later):
     assert list(store.storage.scratches.iterdir()) == [mine]
 
 
+def test_leases_of_dead_processes_go_and_of_living_ones_stay(store, later):
+    dead = {**processes.this(), "born": 1.0}
+    for name, process in {"lives": processes.this(), "dead": dead, "away": {**dead, "host": "elsewhere"}}.items():
+        store.storage.put_if_absent(f"leases/{name}.json", canonical({**process, "run": "r", "step": "s", "beat": 0}))
+    assert [g.key for g in garbage(store) if g.kind == "lease"] == ["leases/dead.json"]
+    later(SILENT_S + 1)
+    assert [g.key for g in garbage(store) if g.kind == "lease"] == ["leases/away.json", "leases/dead.json"]
+
+
 def test_of_two_results_of_one_digest_the_run_s_own_stays(store):
     made(store, "a", text="same")
     made(store, "again", text="same")
@@ -316,7 +325,7 @@ def test_a_run_that_was_dropped_and_goes_on_again_meanwhile_stays(store):
 
 @pytest.mark.ray
 def test_runs_go_on_and_keep_what_they_use_while_older_ones_are_dropped(project, store, ray_local, monkeypatch):
-    monkeypatch.setattr(command, "cluster", lambda address: ray_local())
+    monkeypatch.setattr(command, "opened", lambda address: ray_local())
     ended = threading.Event()
 
     def sweeps():
