@@ -266,6 +266,7 @@ def _planned(
         "libraries": dict(sources.libraries),
         "accelerator": step.resources.accelerator,
     }
+    canonical = _canonical(components)
     lacking = [n for n in step.references() if not known[n]]
     unhashed = (
         *(f"step {n!r} has none" if n in spec.steps else f"input {n!r} was not hashed" for n in lacking),
@@ -283,14 +284,17 @@ def _planned(
         starts_workers=verb.starts_workers or step.resources.grouped,
         trains=_trains(verb),
         needs=_needs(step, spec),
-        fingerprint="" if unhashed else _hash(components),
-        components=json.loads(json.dumps(components)),
+        fingerprint="" if unhashed else _hash(canonical),
+        components=json.loads(canonical),
         unhashed=tuple(dict.fromkeys(unhashed)),
     )
 
 
-def _hash(components: Mapping[str, Any]) -> str:
-    canonical = json.dumps(components, sort_keys=True, separators=(",", ":"))
+def _canonical(components: Mapping[str, Any]) -> str:
+    return json.dumps(components, sort_keys=True, separators=(",", ":"))
+
+
+def _hash(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -312,7 +316,7 @@ def of_run(made: Plan, run: str) -> Plan:
     So its result is never taken for another's, and an interrupted run still knows what it has made.
     """
     steps = {
-        n: replace(s, fingerprint=s.fingerprint or _hash({**s.components, "run": run, "step": n}))
+        n: replace(s, fingerprint=s.fingerprint or _hash(_canonical({**s.components, "run": run, "step": n})))
         for n, s in made.steps.items()
     }
     return replace(made, steps=steps)
