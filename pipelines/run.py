@@ -285,6 +285,8 @@ class _Driver:
         return bool(makers)
 
     def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any], uri: str) -> None:
+        if uri:  # an input that the step hands on, which may lie elsewhere than when it did so first
+            uri = next((a.uri for a in self.plan.inputs.values() if a.digest == digest), uri)
         self.made[step] = KINDS[kind](uri, digest, about)
         self.progress = replace(self.progress, done=self.progress.done | {step})
 

@@ -130,7 +130,7 @@ class Project:
         self.pipeline.write_text(DIAMOND.replace("TEXT", str(folder / "text.txt")))
 
     def spec(self, *changes: str) -> tuple[Spec, Catalog]:
-        code = pack(self.folder, ("noop.py",))
+        code = pack(self.folder, tuple(sorted(p.name for p in self.folder.glob("*.py"))))
         catalog = Catalog(bring(code, str(self.folder)))
         text = self.pipeline.read_text()
         return load(text, source="diamond.yaml", catalog=catalog, code=code, changes=changes), catalog

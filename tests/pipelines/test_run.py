@@ -198,6 +198,36 @@ def test_ctrl_c_is_written_down_and_a_second_driver_goes_on(project, store, ray_
     assert steps["a"].attempts == 1
 
 
+HANDING = """
+name: handing
+uses: [noop.py, hand.py]
+inputs: {text: {dataset: WHERE}}
+steps:
+  a: {operator: hand_on, inputs: {data: text}}
+  b: {operator: noop, inputs: {after: [a]}}
+"""
+HAND = """
+from operators.artifact import Dataset
+from operators.base import operator
+from operators.workspace import Workspace
+
+@operator()
+def hand_on(work: Workspace, *, data: Dataset) -> Dataset:
+    return data
+"""
+
+
+def test_an_input_that_a_step_handed_on_is_taken_from_where_it_is_now(project, store, ray_local):
+    (project.folder / "hand.py").write_text(HAND)
+    before, now = project.folder / "text.txt", project.folder / "moved.txt"
+    project.pipeline.write_text(HANDING.replace("WHERE", str(before)))
+    assert start(project, store, ray_local)[0] == "done"
+    before.rename(now)
+    project.pipeline.write_text(HANDING.replace("WHERE", str(now)))
+    said, steps = start(project, store, ray_local, "b.size=2", name="two")
+    assert (said, steps["a"].state, steps["b"].state) == ("done", "reused", "done")
+
+
 def test_two_steps_that_make_the_same_thing_compute_it_once(project, store, ray_local, tmp_path):
     said, steps = start(project, store, ray_local, "c.size=2", "b.size=2", f"a.touch={tmp_path / 'tries'}")
     assert said == "done"
