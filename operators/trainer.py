@@ -21,7 +21,7 @@ from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
 
-NODE_S = 5.0  # how long it may take the cluster to see that a node is gone
+NODE_S = 10.0  # how long it may take the cluster to see that a node is gone
 START_TRIES = 3  # of a group, each of a minute; without a limit Ray Train tries for ever
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines import processes
 from pipelines.ancestry import results
-from pipelines.lineage import history
+from pipelines.lineage import history, written
 from pipelines.storage.base import MANIFEST, Entry, Storage, at_once, owner, remove
 from pipelines.store import Result, Store, canonical
 
@@ -155,7 +155,8 @@ def _size(entries: Iterable[Entry]) -> int:
 
 def _journal(storage: Storage, run: str) -> set[str]:
     """Every digest and fingerprint that a run's journal names."""
-    found = at_once(storage.read, storage.list(f"runs/{run}/journal"))
+    packs, segments = written(storage, run)
+    found = at_once(storage.read, (*packs, *segments))
     return set().union(*(_digests(data or b"") for data in found))
 
 

@@ -110,7 +110,7 @@ class Journal:
         before = len(claims)
         # Clocks of two machines tell no order, so the claim says how much of what came before it counts: up to which
         # segment, and not how many, because a driver that was interrupted while it wrote one has gone on after it.
-        packs, loose = _listed(storage, run)
+        packs, loose = written(storage, run)
         counts = max((_segment(k) for k in (*packs, *loose) if _epoch(k) == before), default=0)
         claim = canonical({**processes.this(), "counts": counts})
         reached("claim: decided")
@@ -204,7 +204,7 @@ def _events(found: Mapping[str, Sequence[Any]]) -> list[Event]:
 
 def _read(storage: Storage, run: str) -> tuple[dict[str, Sequence[Any]], dict[str, bytes]]:
     """What each segment that counts says, by its name; and the bytes of those that no pack holds."""
-    packs, loose = _listed(storage, run)
+    packs, loose = written(storage, run)
     claims = storage.list(f"runs/{run}/claims")[1:]  # after the segments: none of them is later than a claim unseen
     keys = (*packs, *loose, *claims)
     read = {k: data for k, data in zip(keys, at_once(storage.read, keys), strict=True) if data is not None}
@@ -216,8 +216,8 @@ def _read(storage: Storage, run: str) -> tuple[dict[str, Sequence[Any]], dict[st
     return counted, {n: one for n, one in data.items() if n in counted}
 
 
-def _listed(storage: Storage, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A run's packs and the segments after the last of them."""
+def written(storage: Storage, run: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of a run's packs, and of the segments after the last of them: all of its journal."""
     packs = storage.list(f"runs/{run}/packs")
     return packs, storage.list(f"runs/{run}/journal", after=f"runs/{run}/journal/{_name(packs[-1])}" if packs else "")
 

@@ -103,7 +103,8 @@ def decide(
     a `capacity` (no cluster was needed yet) whatever is ready starts.
     """
     hopeless = given_up(plan, progress, capacity, budgets)
-    open_steps = [s for s in plan.steps.values() if s.name not in progress.done | progress.running | hopeless]
+    closed = progress.done | progress.running | hopeless
+    open_steps = [s for s in plan.steps.values() if s.name not in closed]
     done = set(progress.done)  # and what this call reuses: a chain of stored results is one decision
     decisions: list[Decision] = []
     free = capacity
