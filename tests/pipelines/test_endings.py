@@ -74,6 +74,14 @@ def until(true, limit=PATIENCE_S):
     return time.monotonic() - began
 
 
+def lives(pid):
+    """Whether it does; who waits to be reaped does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Typed:
     """An `lfm` command as a process group of its own, as a terminal starts it, and whatever comes of it."""
 
@@ -230,7 +238,7 @@ def test_a_driver_that_is_killed_leaves_nothing_on_a_ray_that_stays(user, one_ra
     pids = [int(p) for p in user.pids.read_text().split()]
     typed.process.kill()
     typed.ended("killed")
-    took = until(lambda: not any(psutil.pid_exists(p) for p in pids), LIMIT_S)
+    took = until(lambda: not any(map(lives, pids)), LIMIT_S)
     sys.stdout.write(f"its step on the other Ray {took:.1f} s later\n")
     until(lambda: ray.available_resources().get("CPU") == one_ray.cpus, LIMIT_S)
     assert user.status() == "interrupted"
