@@ -27,6 +27,7 @@ LOOK_S = 0.05
 def home() -> Iterator[Path]:
     """A new folder that goes with the block, or with this process, and with it everything that `marked` has begun."""
     folder, lock = _made()
+    warden = None
     try:
         warden = subprocess.Popen(
             [sys.executable, "-m", "cluster.warden", str(folder)],
@@ -37,14 +38,15 @@ def home() -> Iterator[Path]:
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C is for the driver
         )
-        try:
-            yield folder
-        finally:
+        yield folder
+    finally:
+        if warden is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
             assert warden.stdin is not None
             warden.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 warden.wait(WAIT_S)
-    finally:
         os.close(lock)
 
 

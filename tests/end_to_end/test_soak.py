@@ -46,7 +46,7 @@ class Job:
         """Start the run, or the next driver of it."""
         changes = [w for change in (*SMALL, f"endpoint.port={self.port}") for w in ("--set", change)]
         fresh = not runs(self.storage)
-        words = ["run", "distill_lora_merge_serve", "--retries", "1000", *changes] if fresh else ["resume", "last"]
+        words = ["run", "distill_lora_merge_serve", "--retries", "5", *changes] if fresh else ["resume", "last"]
         with (self.folder / "out.txt").open("ab") as out:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "pipelines", *words, "--mlflow", "none"], cwd=self.folder,

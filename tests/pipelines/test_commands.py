@@ -1,21 +1,16 @@
 """The command line as a user types it."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-import psutil
 import pytest
 from huggingface_hub import constants
 
 from cluster.capacity import Capacity
 from cluster.connect import NoCluster
-from pipelines.__main__ import COMMANDS, ROOT, main
+from pipelines.__main__ import COMMANDS, main
 from pipelines.commands import _planned, run
 
 pytestmark = pytest.mark.ray
@@ -236,41 +231,6 @@ def test_a_python_file_plans_like_its_yaml(typed, project):
     out = json.loads(typed("plan", "tiny.py", "--json")[1])
     assert list(out["steps"]) == ["a", "b"]
     assert out["steps"]["b"]["params"]["size"] == 2
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_no_process_and_resume_ends_the_run(project, tmp_path):
-    """A real `lfm run` with a Ray of its own."""
-    lfm = [sys.executable, "-m", "pipelines"]
-    own = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short: Ray's sockets lie in it
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(own)}
-    go = tmp_path / "go"
-    words = [*lfm, "run", "diamond.yaml", "--set", f"b.until={go}", "--set", f"c.until={go}"]
-    with subprocess.Popen(
-        words, cwd=project.folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as driver:
-        for line in driver.stdout:
-            if "b: started" in line:
-                break
-        children = psutil.Process(driver.pid).children(recursive=True)
-        assert children
-        os.kill(driver.pid, signal.SIGINT)
-        rest = driver.stdout.read()
-    assert driver.returncode == 130, rest
-    assert rest.splitlines()[-1].endswith("run interrupted")
-    gone, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive
-    assert len(gone) == len(children)
-    assert list(own.iterdir()) == []
-
-    go.write_text("")
-    resumed = subprocess.run(
-        [*lfm, "resume", "last"], cwd=project.folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "a: reused" in resumed.stdout
-    assert list(own.iterdir()) == []
-    own.rmdir()
 
 
 def test_ctrl_c_while_a_command_is_still_being_imported_ends_without_a_traceback(monkeypatch):
