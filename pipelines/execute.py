@@ -7,11 +7,9 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,14 +27,14 @@ from operators.resources import Resources
 from pipelines.failures import classify
 from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
+from pipelines.printing import Unwritten, logged
 from pipelines.registry import Registry
-from pipelines.storage.base import DamagedFolder, Storage, at_once, cache, digest_of, remove
+from pipelines.storage.base import DamagedFolder, Storage, StorageFailed, at_once, cache, digest_of, remove
 from pipelines.storage.digests import Digests
 from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store, canonical, damaged
 
 NAMED = 16  # letters of a checkpoint's digest that are in its name
-SHIP_S = 5.0  # how old the end of a log may be where it does not lie on this machine
 
 A = TypeVar("A", bound=Artifact)
 
@@ -92,34 +90,38 @@ def execute(task: Task) -> dict[str, Any]:
     Returns:
         ``{"kind": "commit", "digest", "about", "seconds"}``, with ``"made"`` where it made another digest than the one
         that its fingerprint stands for already, or ``{"kind": "fail", "error", "class", "sentence", "log",
-        "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere.
+        "seconds"}``: a failure is an answer too, so that no error of a step has to be unpickled elsewhere. Where
+        storage refused some of what it printed or measured, ``"unwritten"`` says why.
     """
     # Ray ignores it behind Python's back, in its workers too: then every child's exit code would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    storage = open_storage(task.store)
     began = time.monotonic()
+    unwritten = Unwritten()
+    try:
+        storage = open_storage(task.store)
+    except LfmError as error:
+        return {**_failed(error, task), "seconds": time.monotonic() - began}
     reached("step: began")
-    with _logged(storage, task.log), _as_before():
+    with logged(storage, task.log, unwritten), _as_before():
         try:
-            done = _perform(task, storage)
+            done = _perform(task, storage, unwritten)
         except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
             traceback.print_exc()
-            sentence = str(error).strip() or type(error).__name__
-            failed: dict[str, Any] = {
-                "error": type(error).__name__,
-                "class": classify(error).value,
-                "sentence": sentence,
-            }
-            if isinstance(error, DamagedArtifact | MissingArtifact):
-                failed["lost"] = error.digest
-            if isinstance(error, NodeLost):
-                failed["nodes"] = list(error.nodes)
-            done = {"kind": "fail", **failed, "log": task.log}
-            print(f"Step {task.step!r} failed with {type(error).__name__}: {sentence}", file=sys.stderr)
-    return {**done, "seconds": time.monotonic() - began}
+            done = _failed(error, task)
+            print(f"Step {task.step!r} failed with {done['error']}: {done['sentence']}", file=sys.stderr)
+    said = {"unwritten": unwritten.why} if unwritten.why else {}
+    return {**done, **said, "seconds": time.monotonic() - began}
 
 
-def _perform(task: Task, storage: Storage) -> dict[str, Any]:
+def _failed(error: BaseException, task: Task) -> dict[str, Any]:
+    sentence = str(error).strip() or type(error).__name__
+    said = {"error": type(error).__name__, "class": classify(error).value, "sentence": sentence}
+    lost = {"lost": error.digest} if isinstance(error, DamagedArtifact | MissingArtifact) else {}
+    nodes = {"nodes": list(error.nodes)} if isinstance(error, NodeLost) else {}
+    return {"kind": "fail", **said, **lost, **nodes, "log": task.log}
+
+
+def _perform(task: Task, storage: Storage, unwritten: Unwritten) -> dict[str, Any]:
     store = Store(storage)
     began = time.monotonic()
     catalog = Catalog(_modules(task.code))
@@ -130,7 +132,7 @@ def _perform(task: Task, storage: Storage) -> dict[str, Any]:
         arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
     reached("step: inputs are here")
     scratch = storage.scratch()
-    work = _Workspace(scratch, task, storage)
+    work = _Workspace(scratch, task, storage, unwritten)
     try:
         try:
             with _threads(task.resources):
@@ -171,8 +173,9 @@ class _Workspace:
     FLUSH_S = 0.5  # how old the last line that a reader sees may be
     PATIENCE = 50  # times what it took to write it: a slow storage costs a step a fiftieth of its time at most
 
-    def __init__(self, scratch: Path, task: Task, storage: Storage) -> None:
+    def __init__(self, scratch: Path, task: Task, storage: Storage, unwritten: Unwritten) -> None:
         self.scratch, self.resources = scratch, task.resources
+        self._unwritten = unwritten
         self.seed = int(task.fingerprint[:12], 16)
         self._storage, self._key, self._made_by = storage, task.measures, (task.run, task.step)
         self._keep_at = f"checkpoints/{task.fingerprint}"
@@ -192,7 +195,8 @@ class _Workspace:
         began = time.monotonic()
         worth = [e for e in self._lines[:-1] if "measures" in e] + self._lines[-1:]
         if worth:
-            self._storage.append(self._key, "".join(f"{json.dumps(e)}\n" for e in worth).encode())
+            with self._unwritten.noted():
+                self._storage.append(self._key, "".join(f"{json.dumps(e)}\n" for e in worth).encode())
         self._lines.clear()
         now = time.monotonic()
         self._due = now + max(self.FLUSH_S, self.PATIENCE * (now - began))
@@ -235,9 +239,12 @@ class _Workspace:
             return MANIFEST
 
     def forget(self) -> None:
-        """Drop the checkpoints, which nobody needs once the step's result is there."""
-        for name in self._checkpoints():
-            self._storage.delete(f"{self._keep_at}/{name}")
+        """Drop the checkpoints, which nobody needs once the step's result is there; what stays, `lfm gc` finds."""
+        try:
+            for name in self._checkpoints():
+                self._storage.delete(f"{self._keep_at}/{name}")
+        except StorageFailed as error:
+            print(f"Checkpoints of a finished step stay: {error.where}: {error.what}.", file=sys.stderr)
 
     def _checkpoints(self) -> list[str]:
         """The names of the whole ones, oldest first: a manifest is what `adopt` moves in last."""
@@ -326,56 +333,6 @@ def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:
 def _modules(code: Code) -> tuple[ModuleType, ...]:
     """The user's modules; a warm worker imports the same files once."""
     return bring(code)
-
-
-@contextmanager
-def _logged(storage: Storage, key: str) -> Iterator[None]:
-    """Send everything that this process and its children print to the log."""
-    if "://" not in storage.uri:
-        with _redirected(Path(storage.uri) / key):
-            yield
-        return
-    path = storage.scratch() / "log"
-    ended = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            with _redirected(path):
-                shipping = pool.submit(_ship, path, storage, key, ended)
-                yield
-        finally:
-            ended.set()
-        shipping.result()
-    remove(path.parent)
-
-
-def _ship(path: Path, storage: Storage, key: str, ended: threading.Event) -> None:
-    """Append to the log what is new in a file, every few seconds and when it has ended."""
-    with path.open("rb") as log:
-        last = False
-        while not last:
-            last = ended.wait(SHIP_S)
-            data = log.read()
-            if data:
-                storage.append(key, data)
-
-
-@contextmanager
-def _redirected(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with path.open("ab", buffering=0) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for there, number in zip(kept, (1, 2), strict=True):
-                os.dup2(there, number)
-                os.close(there)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)

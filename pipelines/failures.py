@@ -1,6 +1,7 @@
 """Error -> the class of its failure, which decides whether a step is tried again, and how. Pure."""
 
 import errno
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
@@ -94,9 +95,17 @@ def _alone(error: BaseException) -> Failure:
         isinstance(error, RuntimeError) and any(said in str(error).casefold() for said in NO_MEMORY)
     ):
         return Failure.MEMORY
-    if isinstance(error, OSError) and error.errno in REFUSED:
+    if _errno(error) in REFUSED:
         return Failure.STORAGE
     return Failure.USER if isinstance(error, (LfmError, *BUGS)) else Failure.OTHER
+
+
+def _errno(error: BaseException) -> int | None:
+    """The operating system's number for an error; what is written in Rust, as safetensors is, has it in its words."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,7 +19,16 @@ from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
 from operators.foreign_code import PICKLES
 from pipelines.faults import reached
-from pipelines.storage.base import MANIFEST as MANIFEST, DamagedFolder, Storage, at_once, below, digest_of, remove
+from pipelines.storage.base import (
+    MANIFEST as MANIFEST,
+    DamagedFolder,
+    Storage,
+    at_once,
+    below,
+    digest_of,
+    named,
+    remove,
+)
 from pipelines.storage.digests import Digests
 
 
@@ -202,11 +211,16 @@ class Store:
 
 
 def damaged(folder: Path, files: Mapping[str, Any], digests: Digests) -> str:
-    """The first file that is not what the manifest says; empty where all are."""
-    try:
-        there = digests.of(folder / name for name in files)
-    except OSError as error:
-        return Path(error.filename or folder).name
+    """The first file that is not what the manifest says; empty where all are.
+
+    Raises:
+        StorageFailed: One could not be read, which does not say that it is damaged.
+    """
+    with named(f"{folder.parent.name} {folder.name[:12]}"):
+        try:
+            there = digests.of(folder / name for name in files)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            return Path(error.filename or folder).name
     return next((n for (n, expected), is_ in zip(files.items(), there, strict=True) if is_ != expected["sha256"]), "")
 
 

@@ -89,7 +89,8 @@ def sentence(event: Event, storage: Storage) -> str:
         case "reuse":
             return f"{event.step}: reused, {data['artifact']} digest {data['digest'][:12]}"
         case "commit":
-            return f"{event.step}: done in {seconds(data['seconds'])}, {data['artifact']} digest {data['digest'][:12]}"
+            made = f"{data['artifact']} digest {data['digest'][:12]}"
+            return f"{event.step}: done in {seconds(data['seconds'])}, {made}{_unwritten(data)}"
         case _:
             return failure(event.step, data, storage)
 
@@ -108,7 +109,14 @@ def failure(step: str, data: Mapping[str, Any], storage: Storage) -> str:
     said, log = data["sentence"].rstrip("."), f"{storage.uri}/{data['log']}"
     if not data["log"]:  # it never had a process
         return f"Step {step!r} was given up: it {said}."
-    return f"Step {step!r} failed in attempt {data['attempt']} with {data['error']}: {said}. Log: {log}"
+    return (
+        f"Step {step!r} failed in attempt {data['attempt']} with {data['error']}: {said}. Log: {log}{_unwritten(data)}"
+    )
+
+
+def _unwritten(data: Mapping[str, Any]) -> str:
+    """Why some of what an attempt printed or measured is lost, where that is so."""
+    return f"; not all of its log and measures is there, {data['unwritten']}" if "unwritten" in data else ""
 
 
 def table(rows: Mapping[str, tuple[str, ...]]) -> Table:

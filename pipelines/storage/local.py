@@ -1,5 +1,6 @@
 """A store in a folder, on a local disk or on NFS: links and renames are what cannot be done twice."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -42,8 +43,9 @@ class LocalStorage:
         """See `Storage`."""
         start = len(os.path.join(self.root, ""))
         # Text alone: a path object for each of a journal's ten thousand segments would take longer than reading them.
-        walked = os.walk(self.root / prefix)
-        found = (os.path.join(folder, name)[start:] for folder, _, names in walked for name in names)
+        with named(f"store {prefix!r}"):
+            walked = os.walk(self.root / prefix, onerror=_unless_gone)
+            found = [os.path.join(folder, name)[start:] for folder, _, names in walked for name in names]
         return tuple(sorted(key for key in found if key > after))
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
@@ -52,22 +54,20 @@ class LocalStorage:
         if (self.root / prefix).is_symlink():
             return ()
         for key in self.list(prefix):
-            try:
+            with named(f"store {key!r}"), contextlib.suppress(FileNotFoundError):  # what went in between
                 stat = os.lstat(self.root / key)
-            except FileNotFoundError:  # went in between
-                continue
-            if S_ISLNK(stat.st_mode):  # nobody wrote one, and what it leads to is not in the store
-                continue
-            found.append(Entry(key, stat.st_size, stat.st_mtime))
+                if not S_ISLNK(stat.st_mode):  # nobody wrote one, and what it leads to is not in the store
+                    found.append(Entry(key, stat.st_size, stat.st_mtime))
         return tuple(found)
 
     def folders(self, prefix: str) -> tuple[str, ...]:
         """See `Storage`."""
-        try:
-            with os.scandir(self.root / prefix) as found:
-                return tuple(sorted(e.name for e in found if e.is_dir()))
-        except FileNotFoundError:
-            return ()
+        with named(f"store {prefix!r}"):
+            try:
+                with os.scandir(self.root / prefix) as found:
+                    return tuple(sorted(e.name for e in found if e.is_dir()))
+            except FileNotFoundError:
+                return ()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `Storage`: a whole file is linked to its name, which fails where the name exists."""
@@ -152,8 +152,15 @@ class LocalStorage:
         path = self.root / key
         with named(f"store {key!r}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(data)
+            with path.open("ab", buffering=0) as file:
+                before = file.tell()
+                rest = memoryview(data)
+                try:
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                except OSError:  # after some of it, maybe
+                    file.truncate(before)
+                    raise
 
     def scratch(self) -> Path:
         """See `Storage`."""
@@ -174,6 +181,12 @@ class LocalStorage:
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _unless_gone(error: OSError) -> None:
+    """What `os.walk` could not list, it would leave out without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sync_folder(folder: Path) -> None:
