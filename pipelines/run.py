@@ -202,8 +202,7 @@ class _Driver:
 
     def _holder(self, step: PlannedStep) -> str:
         """The run that computes a step's result now, where that is not for us to do; one that is there is noted."""
-        shared = step.fingerprint and not step.effect and step.name not in self.progress.forced
-        if not shared or self.leases.holds(step.fingerprint, step.name):
+        if not self._shared(step) or self.leases.holds(step.fingerprint, step.name):
             return ""
         holder = self.leases.take(step.fingerprint, step.name)
         hit = self.store.hit(step.fingerprint)
@@ -212,6 +211,10 @@ class _Driver:
             self.hits[step.name] = hit
             self.progress = replace(self.progress, stored=self.progress.stored | {step.fingerprint})
         return holder
+
+    def _shared(self, step: PlannedStep) -> bool:
+        """Whether a result that is in the store stands for the step."""
+        return bool(step.fingerprint) and not step.effect and step.name not in self.progress.forced
 
     def _look(self) -> None:
         """See what the cluster has and what others have computed, now and then."""
@@ -234,7 +237,10 @@ class _Driver:
         self.progress = replace(self.progress, running=self.progress.running | {s.step for s in starts})
         ready = [s for when, s in self.due if when <= now]
         self.due = [(when, s) for when, s in self.due if when > now]
-        return ready
+        # What a step takes may have been lost while it waited: then it is decided again.
+        early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
+        self.progress = replace(self.progress, running=self.progress.running - early)
+        return [s for s in ready if s.step not in early]
 
     def _start(self, start: Start) -> Event:
         assert self.attempts is not None
@@ -260,6 +266,8 @@ class _Driver:
         step = self.plan.steps[task.step]
         self.progress = replace(self.progress, running=self.progress.running - {task.step})
         self.look_at = 0.0  # a node may be gone, and a step that waits for this one's result can have it
+        if outcome["kind"] == "fail":
+            outcome = self._committed(step) or outcome
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
             self.leases.give_back(step.fingerprint, step.name)
@@ -269,6 +277,14 @@ class _Driver:
             self._failed(step, Failure(outcome["class"]))
         return Event(outcome.pop("kind"), task.step, {**outcome, "attempt": task.attempt})
 
+    def _committed(self, step: PlannedStep) -> dict[str, Any]:
+        """The outcome of a step whose result is in the store: it has committed, whatever its process came to then."""
+        hit = self.store.hit(step.fingerprint) if self._shared(step) else None
+        if hit is None:
+            return {}
+        done = {"kind": "commit", "artifact": hit.kind, "digest": hit.digest, "about": hit.about}
+        return {**done, **({"uri": hit.uri} if hit.uri else {}), "seconds": hit.seconds}
+
     def _failed(self, step: PlannedStep, failure: Failure) -> None:
         counted = Counter(self.progress.failures.get(step.name, {})) + Counter([failure])
         self.progress = replace(self.progress, failures={**self.progress.failures, step.name: counted})
@@ -276,8 +292,8 @@ class _Driver:
             self.leases.give_back(step.fingerprint, step.name)
 
     def _lose(self, digest: str) -> bool:
-        """Have what the store has lost made again; False where no step makes it."""
-        makers = {n for n in self.progress.done if n in self.made and self.made[n].digest == digest}
+        """Have what the store has lost made again, unless that is under way; False where no step makes it."""
+        makers = {n for n in self.plan.steps if n in self.made and self.made[n].digest == digest}
         fingerprints = {self.plan.steps[n].fingerprint for n in makers}
         self.progress = replace(
             self.progress, done=self.progress.done - makers, stored=self.progress.stored - fingerprints

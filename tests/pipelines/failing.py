@@ -94,18 +94,20 @@ class FakePool(Pool):
 
     Attributes:
         clock: Moves while a driver listens in vain.
+        started: Hears of each task that is handed over.
         choose: Which of the open tasks goes on next.
-        end: How one ends; given the function, the task and the node.
+        end: What comes of one, given the function, the task and the node; nothing where it goes on.
     """
 
     def __init__(
         self,
         clock: Clock,
         *,
+        started: Callable[[Any], None] = lambda task: None,
         choose: Callable[[Sequence[Any]], Any] = lambda open_: open_[0],
         end: Callable[[Callable[[Any], Any], Any, str], Any] = lambda act, task, node: act(task),
     ) -> None:
-        self.clock, self.choose, self.finish = clock, choose, end
+        self.clock, self.started, self.choose, self.end_of = clock, started, choose, end
         self.open: dict[int, tuple[Callable[[Any], Any], Any]] = {}
         self.began: set[int] = set()
         self.gone: set[str] = set()
@@ -118,6 +120,7 @@ class FakePool(Pool):
         return frozenset(self.gone)
 
     def start(self, act: Callable[[Any], Any], task: Any, **asked: Any) -> Handle:
+        self.started(task)
         self._last += 1
         self.open[self._last] = (act, task)
         return self._last
@@ -128,8 +131,11 @@ class FakePool(Pool):
         if handle not in self.began:
             self.began.add(handle)
             return [Began(handle, f"node-{handle}")]
-        act, task = self.open.pop(handle)
-        answer = self.finish(act, task, f"node-{handle}")
+        act, task = self.open[handle]
+        answer = self.end_of(act, task, f"node-{handle}")
+        if answer is None:
+            return []
+        del self.open[handle]
         return [Ended(handle, error=answer) if isinstance(answer, BaseException) else Ended(handle, answer)]
 
 
