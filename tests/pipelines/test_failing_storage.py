@@ -3,29 +3,39 @@
 import errno
 import hashlib
 import os
+import re
 import subprocess
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from operators.artifact import Dataset
 from operators.code import Code
 from pipelines import execute as module
+from pipelines.__main__ import main
 from pipelines.execute import execute
 from pipelines.failures import Failure, classify
-from pipelines.lineage import Event
+from pipelines.lineage import Event, Journal, history, states
 from pipelines.registry import Registry
-from pipelines.storage import digests
-from pipelines.storage.base import StorageFailed
+from pipelines.run import run
+from pipelines.storage import digests, s3, s3_client
+from pipelines.storage.base import StorageFailed, remove
 from pipelines.storage.digests import Digests
 from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
-from pipelines.view import sentence
-from tests.pipelines.failing import READS, WRITES, FailingStorage
+from pipelines.view import measured, sentence
+from tests.pipelines.failing import READS, WRITES, Clock, FailingStorage, FakePool, fast
+from tests.pipelines.graphs import Step, digests_of, planned
 from tests.pipelines.test_execute import task
 
 BUSY = '''
@@ -248,3 +258,116 @@ def test_a_folder_that_cannot_be_listed_does_not_count_as_empty(store, monkeypat
         patched.setattr(os, "scandir", refused)
         with pytest.raises(StorageFailed, match="'artifacts': input/output error"):
             getattr(store.storage, verb)("artifacts")
+
+
+GRAPH = {
+    "a": Step(),
+    "b": Step(("a",)),
+    "c": Step(("a",), word="y" * 50_000, effect=True),
+    "d": Step(("b", "c")),
+}
+
+
+def driven(store, plan, started=lambda task: None):
+    """What a driver says of the run, or the error that it ends with."""
+    clock = Clock()
+    pool = FakePool(clock, started=started)
+    with fast(clock):
+        try:
+            journal = Journal.claim(store.storage, "run")
+            return run(plan, store, journal, connect=lambda: nullcontext(pool))
+        except StorageFailed as error:
+            return error
+
+
+def test_a_run_that_a_disk_has_no_room_for_goes_on_when_there_is_some(small):
+    plan, ended = planned(GRAPH), set()
+    for room in range(0, 320_000, 16_000):
+        store = Store(LocalStorage(small / f"store-{room}"))
+        there = os.statvfs(small)
+        (small / "fill").write_bytes(b"x" * (there.f_bavail * there.f_frsize - room))
+        said = driven(store, plan)
+        ended.add(said if isinstance(said, str) else type(said))
+        if not isinstance(said, str):
+            assert re.search(r": no space left on device\. Make room or give access, then resume the run\.$", str(said))
+        (small / "fill").unlink()
+        committed = {n for n, s in plan.steps.items() if store.hit(s.fingerprint) is not None}
+        again = []
+        assert driven(store, plan, again.append) == "done"
+        assert not committed & {task.step for task in again}
+        found = states(history(store.storage, "run"), plan.steps)
+        assert {n: s.data["digest"] for n, s in found.items()} == digests_of(GRAPH)
+        remove(store.storage.root)
+    assert ended == {StorageFailed, "failed", "done"}, "there was always too much room, or too little"
+
+
+def test_a_command_on_a_disk_that_is_full_says_so(small, project, capsys):
+    LocalStorage(small / "store")
+    there = os.statvfs(small)
+    (small / "fill").write_bytes(b"x" * (there.f_bavail * there.f_frsize))
+    assert main(["run", str(project.pipeline), "--store", str(small / "store"), "--mlflow", "none"]) == 2
+    assert "no space left on device. Make room or give access, then resume the run." in capsys.readouterr().err
+
+
+class Refusing:
+    """What stands between a process and S3: each request is refused the first time, or all are from one on."""
+
+    def __init__(self, how, *, after=None):
+        self.how, self.after = how, after
+        self.requests = []
+
+    def __call__(self, request, **said):
+        one = (request.method, request.url)
+        known = one in self.requests
+        self.requests.append(one)
+        if known if self.after is None else len(self.requests) < self.after:
+            return None
+        if self.how == "lost":  # it arrives, and the answer does not
+            URLLib3Session().send(request)
+            raise ConnectionClosedError(endpoint_url=request.url)
+        body = f"<Error><Code>{self.how}</Code><Message>Asked to refuse.</Message></Error>".encode()
+        answer = AWSResponse(request.url, {"InternalError": 500, "SlowDown": 503}[self.how], {}, BytesIO(body))
+        answer.raw.stream = lambda **options: iter((body,))
+        return answer
+
+
+@contextmanager
+def refused(monkeypatch, fault):
+    """Have a fault between this process and S3, and nobody wait before he tries again."""
+    clients = [s3_client.client(), s3_client.client(retries=1)]
+    with monkeypatch.context() as patched:
+        patched.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
+        patched.setattr(s3, "PAUSES_S", (0.0, 0.0, 0.0))
+        for client in clients:
+            client.meta.events.register("before-send.s3", fault)
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.meta.events.unregister("before-send.s3", fault)
+
+
+@pytest.mark.parametrize("how", ["InternalError", "SlowDown", "lost"])
+def test_each_request_to_s3_may_fail_once(undisturbed, s3_store, monkeypatch, how):
+    digest, _ = undisturbed
+    asked = busy(s3_store)
+    fault = Refusing(how)
+    with refused(monkeypatch, fault):
+        done = execute(asked)
+    assert (done["kind"], done["digest"], done.get("unwritten")) == ("commit", digest, None)
+    assert len(fault.requests) > len(set(fault.requests)) > 20
+    consistent(s3_store, digest)
+    assert [line["done"] for line in measured(s3_store.storage, asked.log)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("after", [1, 8, 20, 32, 44, 50])
+def test_an_s3_that_refuses_everything_from_somewhere_on_is_a_clean_failure(undisturbed, s3_store, monkeypatch, after):
+    digest, _ = undisturbed
+    asked = busy(s3_store)
+    with refused(monkeypatch, Refusing("SlowDown", after=after)):
+        done = execute(asked)
+    committed = s3_store.hit("ab" * 32) is not None
+    assert done["kind"] == ("commit" if committed else "fail"), done
+    assert committed or done["class"] == "storage", done
+    consistent(s3_store, digest)
+    assert execute(asked)["digest"] == digest
