@@ -5,6 +5,9 @@ import hashlib
 import os
 import re
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from io import BytesIO
@@ -21,7 +24,7 @@ from safetensors.torch import save_file
 
 from operators.artifact import Dataset
 from operators.code import Code
-from pipelines import execute as module
+from pipelines import execute as module, printing
 from pipelines.__main__ import main
 from pipelines.execute import execute
 from pipelines.failures import Failure, classify
@@ -212,6 +215,21 @@ def test_a_log_that_cannot_be_made_costs_a_step_its_log(store):
     store.storage.put_if_absent(f"runs/{asked.run}/logs", b"a file where a folder has to be")
     done = execute(asked)
     assert (done["kind"], done["unwritten"].rpartition(": ")[2]) == ("commit", "not a directory")
+
+
+def test_what_a_log_could_not_send_it_sends_the_next_time(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(printing, "SHIP_S", 0.01)
+    storage = FailingStorage(store.storage, ("append",), number=1, error=errno.EIO)
+    (tmp_path / "log").write_text("hello\n")
+    ended, until = threading.Event(), time.monotonic() + 60
+    with ThreadPoolExecutor(1) as pool:
+        shipping = pool.submit(printing._ship, tmp_path / "log", storage, "log", ended)
+        while store.storage.read("log") is None and time.monotonic() < until:
+            time.sleep(0.01)
+        ended.set()
+        shipping.result()
+    assert store.storage.read("log") == b"hello\n"
+    assert storage.refused == ("append", "log")
 
 
 def test_an_append_that_is_refused_in_the_middle_leaves_what_was_there(small):
