@@ -8,6 +8,19 @@ from typing import Any
 
 from cluster.capacity import Capacity
 from cluster.connect import capacity, cluster
+from lfm.errors import LfmError
+
+
+class ClusterLost(LfmError, ConnectionError):
+    """The Ray of this machine, which has died under a run."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"Ray of this machine: it has died ({self.what}), expected it to live on. Go on with lfm resume."
+
 
 Handle = Any
 """What `Pool.start` gave; it has a hash."""
@@ -70,7 +83,11 @@ class Pool:
         return _remote(fresh=gpus > 0).options(**options, accelerator_type=accelerator or None).remote(act, task)
 
     def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:
-        """What is new of some tasks, as soon as there is something, or nothing after `timeout` seconds."""
+        """What is new of some tasks, as soon as there is something, or nothing after `timeout` seconds.
+
+        Raises:
+            ClusterLost: Nothing will be heard of any of them.
+        """
         import ray
 
         ready, _ = ray.wait(list(handles), num_returns=1, timeout=timeout)
@@ -100,6 +117,8 @@ def _said(handle: Handle) -> Began | Ended:
 
     try:
         kind, value = ray.get(next(handle))
+    except ray.exceptions.LocalRayletDiedError as error:
+        raise ClusterLost(str(error).strip().partition("\n")[0].rstrip(".")) from error
     except ray.exceptions.RayError as error:
         return Ended(handle, error=error)
     return Began(handle, value) if kind == "began" else Ended(handle, value)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,10 @@ class NothingSaved(LfmError, TypeError):
 
     def __str__(self) -> str:
         return f"Operator {self.operator!r}: returned a {self.got}, expected what work.save(...) gave it."
+
+
+class Terminated(SystemExit):
+    """Somebody asked the step's process to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +108,7 @@ def execute(task: Task) -> dict[str, Any]:
         return {**_failed(error, task), "seconds": time.monotonic() - began}
     reached("step: began")
     with logged(storage, task.log, unwritten), _as_before():
+        _end_on_sigterm()
         try:
             done = _perform(task, storage, unwritten)
         except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
@@ -333,6 +339,16 @@ def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:
 def _modules(code: Code) -> tuple[ModuleType, ...]:
     """The user's modules; a warm worker imports the same files once."""
     return bring(code)
+
+
+def _end_on_sigterm() -> None:
+    """Tell who asks a step to end, such as a node that goes, from code that exits by itself."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated("its process was asked to end (SIGTERM)")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)

@@ -64,9 +64,9 @@ NAMES = {
     "OutOfMemoryError": Failure.MEMORY,
     "Preempted": Failure.PREEMPTION,
     "PreemptionError": Failure.PREEMPTION,
+    "Terminated": Failure.OTHER,
     "NodeLost": Failure.NODE,
     "NodeDiedError": Failure.NODE,
-    "LocalRayletDiedError": Failure.NODE,
 }
 
 

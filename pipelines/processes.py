@@ -13,15 +13,23 @@ LEASE_S = 60.0
 BEAT_S = LEASE_S / 4
 """How often one that holds something says that it lives."""
 
+MACHINE = 0xEFFFFFFC  # what Linux calls the space of process numbers that is no container's
+
 
 def this() -> dict[str, Any]:
     """This process as JSON: a number alone may come again, with the time of its birth it does not."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {"host": host(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def host() -> str:
+    """This machine; containers of one may have its name each, and numbers of their own for their processes."""
+    space = os.stat("/proc/self/ns/pid").st_ino
+    return socket.gethostname() if space == MACHINE else f"{socket.gethostname()}.{space}"
 
 
 def alive(process: Mapping[str, Any]) -> bool | None:
     """Whether it lives; None for one of another machine, of which nobody here can tell."""
-    if process.get("host") != socket.gethostname():
+    if process.get("host") != host():
         return None
     try:
         return bool(abs(psutil.Process(process["pid"]).create_time() - float(process["born"])) < 1.0)

@@ -2,8 +2,8 @@
 
 import json
 import os
-import socket
 
+from pipelines import processes
 from pipelines.lineage import Event, Journal
 from pipelines.registry import Registry
 from pipelines.store import canonical
@@ -61,7 +61,7 @@ class Written:
             "passed": {"kept": 0.5, "gate": [{"said": "better", "mean": -0.25}]},
             "named": {"kept": 0.5, "gate": [{"said": "better", "mean": -0.25}]},
         }
-        dead = {"host": socket.gethostname(), "pid": os.getpid(), "born": 1.0}
+        dead = {"host": processes.host(), "pid": os.getpid(), "born": 1.0}
         epoch = claim_as(store, name, dead)
         self.journal = Journal(store.storage, name, epoch)
         self.clock = BEGAN

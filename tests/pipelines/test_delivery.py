@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines import processes
 from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 from pipelines.tracking import delivery, outbox, telling
@@ -320,7 +320,7 @@ def test_a_resume_during_the_last_delivery_keeps_its_entry(told, monkeypatch):
 def test_a_run_that_another_process_drives_is_left_to_it(told):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         born = psutil.Process(other.pid).create_time()
-        claim_as(told.store, "r", {"host": socket.gethostname(), "pid": other.pid, "born": born})
+        claim_as(told.store, "r", {"host": processes.host(), "pid": other.pid, "born": born})
         told.enter("r")
         assert told.others() == []
         assert list(told.open()) == ["r"]

@@ -47,6 +47,12 @@ def diverging(work: Workspace) -> Dataset:
     raise ArithmeticError("diverged")
 
 @operator()
+def asked_to_end(work: Workspace) -> Dataset:
+    """Be ended as a node ends what runs on it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("it goes on")
+
+@operator()
 def checkpointing(work: Workspace, *, fail: bool = False) -> Dataset:
     """Keep a checkpoint, fail, and go on from it."""
     found = work.kept()
@@ -93,6 +99,13 @@ def test_a_step_commits_what_it_made(store, tmp_path):
     assert result.inputs == {"after": [{"kind": "dataset", "digest": given.digest, "uri": given.uri}]}
     assert (store.get(result.digest).path / "data.txt").read_text() == "xxx"
     assert os.listdir(store.storage.root / "scratch") == []
+
+
+def test_a_step_that_was_asked_to_end_may_be_tried_again(store):
+    before = signal.getsignal(signal.SIGTERM)
+    failed = execute(task(store, "asked_to_end"))
+    assert (failed["error"], failed["class"]) == ("Terminated", "other")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_attempt_repeated_draws_the_same_seed(store):

@@ -10,6 +10,7 @@ from ray.train import WorkerGroupError
 from lfm.errors import HyperparameterError
 from operators.notices import NodeLost, Preempted
 from operators.trainer import GroupFailed
+from pipelines.execute import Terminated
 from pipelines.failures import BUDGETS, Failure, classify
 from pipelines.storage.base import StorageFailed, UnusableStore
 
@@ -60,7 +61,7 @@ LOST = ConnectionError("closed by peer")
         (OSError(errno.EIO, "input/output error"), STORAGE),
         (FileNotFoundError(errno.ENOENT, "no such file"), OTHER),
         (ray.exceptions.NodeDiedError("gone"), NODE),
-        (ray.exceptions.LocalRayletDiedError(), NODE),
+        (Terminated("asked to end"), OTHER),
         (ray.exceptions.WorkerCrashedError(), OTHER),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), OTHER),
         (LOST, OTHER),

@@ -1,15 +1,14 @@
 """One computes, the others wait: who holds a lease, and when another one gets it."""
 
 import os
-import socket
 
 import pytest
 
-from pipelines import leases as module
+from pipelines import leases as module, processes
 from pipelines.leases import BEAT_S, LEASE_S, Leases
 from pipelines.store import canonical
 
-DEAD = {"host": socket.gethostname(), "pid": os.getpid(), "born": 1.0, "run": "dead", "step": "a", "beat": 0}
+DEAD = {"host": processes.host(), "pid": os.getpid(), "born": 1.0, "run": "dead", "step": "a", "beat": 0}
 AWAY = {**DEAD, "host": "elsewhere", "run": "away"}
 
 

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from pipelines import lineage
+from pipelines import lineage, processes
 from pipelines.lineage import (
     Event,
     Journal,
@@ -41,7 +41,7 @@ def test_events_come_back_in_order_over_several_drivers(store):
 
 
 def claim_as(store, run, process):
-    claim = {"host": socket.gethostname(), "pid": process.pid, "born": process.create_time()}
+    claim = {"host": processes.host(), "pid": process.pid, "born": process.create_time()}
     store.storage.put_if_absent(f"runs/{run}/claims/000001.json", canonical(claim))
 
 
@@ -56,7 +56,7 @@ def test_a_run_whose_driver_lives_is_not_taken(store):
 
 
 def test_a_process_that_got_a_dead_drivers_number_is_not_it(store):
-    claim = {"host": socket.gethostname(), "pid": os.getppid(), "born": 1.0}
+    claim = {"host": processes.host(), "pid": os.getppid(), "born": 1.0}
     store.storage.put_if_absent("runs/r/claims/000001.json", canonical(claim))
     assert Journal.claim(store.storage, "r").epoch == 2
 
@@ -98,7 +98,7 @@ def test_a_driver_of_another_machine_that_is_silent_loses_its_run_and_hears_of_i
     assert (away.clock, ours.epoch) == (60.0, 2)
     ours.write([Event("start", "ours")])
     away.journal.write([Event("start", "theirs")])
-    with pytest.raises(RunTaken, match=f"process {os.getpid()} on {socket.gethostname()} drives it now"):
+    with pytest.raises(RunTaken, match=f"process {os.getpid()} on {processes.host()} drives it now"):
         away.journal.beat()
     assert [e.step for e in history(store.storage, "r")] == ["", "ours"]
     ours.beat()
