@@ -75,6 +75,12 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 SMALL = 1 << 20  # bytes of a small file system
 
 
+@pytest.fixture(autouse=True)
+def hasty_disk(monkeypatch):
+    """A disk that nobody waits for: these tests write a great deal and lose no power."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture
 def small(tmp_path):
     """A real file system of `SMALL` bytes."""
