@@ -14,7 +14,7 @@ from typing import Any
 from pipelines import processes
 from pipelines.faults import reached
 from pipelines.processes import BEAT_S, LEASE_S
-from pipelines.storage.base import Storage, at_once
+from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 
 
@@ -75,13 +75,21 @@ class Leases:
         return mine is not None and bool(json.loads(mine)["step"] == step)
 
     def beat(self) -> None:
-        """Say of all that is held that its run lives; cheap, call it often."""
+        """Say of all that is held that its run lives; cheap, call it often.
+
+        Raises:
+            StorageFailed: It could not be said of all; it is said again at the next beat.
+        """
         now = self.clock()
         if now < self._due or not self._held:
             return
         self._due = now + BEAT_S
         self._beat += 1
-        self._held = {f: new for f, new in at_once(self._renewed, list(self._held.items())) if new}
+        said = at_once(self._renewed, list(self._held.items()))
+        self._held = {fingerprint: data for fingerprint, data, _ in said if data}
+        for _, _, failure in said:
+            if failure is not None:
+                raise failure
 
     def give_back(self, fingerprint: str, step: str) -> None:
         """Let somebody else compute it, or find it in the store, where it is this step that holds it."""
@@ -104,11 +112,14 @@ class Leases:
         reached("lease: taken")
         self._due = self._due or self.clock() + BEAT_S
 
-    def _renewed(self, held: tuple[str, bytes]) -> tuple[str, bytes]:
-        """A lease with the new beat; without one where somebody has taken it over."""
+    def _renewed(self, held: tuple[str, bytes]) -> tuple[str, bytes, StorageFailed | None]:
+        """A lease as it is now: with the new beat, with the old one where storage failed, or another run's."""
         fingerprint, old = held
         new = self._claim(json.loads(old)["step"])
-        return fingerprint, new if self.storage.replace_if_match(_key(fingerprint), new, old) else b""
+        try:
+            return fingerprint, new if self.storage.replace_if_match(_key(fingerprint), new, old) else b"", None
+        except StorageFailed as failure:
+            return fingerprint, old, failure
 
     def _claim(self, step: str) -> bytes:
         return canonical({**processes.this(), "run": self.run, "step": step, "beat": self._beat})

@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,7 @@ from lfm.errors import LfmError
 from pipelines import processes
 from pipelines.faults import reached
 from pipelines.processes import BEAT_S, LEASE_S
-from pipelines.storage.base import Storage, at_once
+from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 
 PACKED = 128  # so many segments without a pack at most: what a reader of a long journal has to ask for one by one
@@ -121,14 +122,17 @@ class Journal:
         claimed._pack()
         return claimed
 
-    def beat(self) -> None:
+    def beat(self) -> bool:
         """Say that this driver lives; cheap, call it often.
+
+        Returns:
+            Whether it was time to.
 
         Raises:
             RunTaken: Another one has claimed the run since.
         """
         if time.monotonic() < self._due:
-            return
+            return False
         self._due = time.monotonic() + BEAT_S
         self._beats += 1
         taken = self.storage.read(_claim(self.run, self.epoch + 1))
@@ -138,6 +142,7 @@ class Journal:
         key = _claim(self.run, self.epoch)
         old = self.storage.read(key) or b"{}"
         self.storage.replace_if_match(key, canonical({**json.loads(old), "beats": self._beats}), old)
+        return True
 
     def attempts(self, step: str) -> int:
         """How often the step was started, by this driver and those before."""
@@ -162,13 +167,17 @@ class Journal:
                 self._pack()
 
     def _pack(self) -> None:
-        """Write what no pack holds as one; what a write that broke off was to say is in it, as it may have landed."""
+        """Write what no pack holds as one; what a write that broke off was to say is in it, as it may have landed.
+
+        Packs only save readers requests, so one that storage refuses is left for the next time.
+        """
         if self._loose:
             reached("pack: before it")
             held = b",".join(b'"%s":%s' % (name.encode(), data) for name, data in self._loose.items())
-            self.storage.put_if_absent(f"runs/{self.run}/packs/{max(self._loose)}", b"{%s}" % held)
-            reached("pack: is in")
-            self._loose = {}
+            with suppress(StorageFailed):
+                self.storage.put_if_absent(f"runs/{self.run}/packs/{max(self._loose)}", b"{%s}" % held)
+                reached("pack: is in")
+                self._loose = {}
 
 
 def _claim(run: str, epoch: int) -> str:

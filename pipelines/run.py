@@ -18,6 +18,7 @@ from pipelines.faults import reached
 from pipelines.leases import Leases
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
+from pipelines.processes import LEASE_S
 from pipelines.schedule import (
     Finish,
     Progress,
@@ -32,6 +33,7 @@ from pipelines.schedule import (
     reusable,
 )
 from pipelines.spec import Reference
+from pipelines.storage.base import StorageFailed
 from pipelines.store import Store
 
 POLL_S = 0.5  # how often whoever watches hears that nothing has happened
@@ -97,6 +99,7 @@ class _Driver:
         self.attempts: Attempts | None = None
         self.capacity: Capacity | None = None
         self.look_at = 0.0
+        self.heard = time.monotonic()  # when others could last see that this run lives
 
     def drive(self, connect: Callable[[], AbstractContextManager[Pool]], *, stays: bool) -> str:
         status = "failed"
@@ -217,10 +220,15 @@ class _Driver:
         return bool(step.fingerprint) and not step.effect and step.name not in self.progress.forced
 
     def _look(self) -> None:
-        """See what the cluster has and what others have computed, now and then."""
-        self.leases.beat()
-        self.journal.beat()
+        """See what the cluster has and what others have computed, now and then, and say that this run lives."""
         now = time.monotonic()
+        try:
+            self.leases.beat()
+            if self.journal.beat():
+                self.heard = now
+        except StorageFailed:
+            if now - self.heard > LEASE_S:  # whoever waits has taken this run for dead
+                raise
         if now < self.look_at:
             return
         self.look_at = now + LOOK_S

@@ -1,12 +1,16 @@
 """One computes, the others wait: who holds a lease, and when another one gets it."""
 
+import errno
+import json
 import os
 
 import pytest
 
 from pipelines import leases as module, processes
 from pipelines.leases import BEAT_S, LEASE_S, Leases
+from pipelines.storage.base import StorageFailed
 from pipelines.store import canonical
+from tests.pipelines.failing import FailingStorage
 
 DEAD = {"host": processes.host(), "pid": os.getpid(), "born": 1.0, "run": "dead", "step": "a", "beat": 0}
 AWAY = {**DEAD, "host": "elsewhere", "run": "away"}
@@ -99,3 +103,17 @@ def test_a_holder_that_was_taken_for_dead_hears_of_it_and_leaves_the_other_one_s
     one.give_all_back()
     assert two.holds("f", "a")
     assert Leases(storage, "three", clock).take("f", "a") == "two"
+
+
+def test_a_beat_that_storage_refuses_costs_no_lease_and_is_said_again(store, clock):
+    refusing = FailingStorage(store.storage, ("replace_if_match",), number=1, error=errno.ENOSPC)
+    one = Leases(refusing, "one", clock)
+    for name in "fg":
+        one.take(name, "a")
+    clock.now = BEAT_S + 1
+    with pytest.raises(StorageFailed):
+        one.beat()
+    clock.now = 2 * BEAT_S + 2
+    one.beat()
+    said = [json.loads(store.storage.read(f"leases/{name}.json"))["beat"] for name in "fg"]
+    assert (said, one.holds("f", "a"), one.holds("g", "a")) == ([2, 2], True, True)

@@ -1,5 +1,6 @@
 """Journals and claims."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from pipelines.lineage import (
     worked,
 )
 from pipelines.store import canonical
+from tests.pipelines.failing import FailingStorage
 
 
 def test_events_come_back_in_order_over_several_drivers(store):
@@ -194,3 +196,13 @@ def test_a_driver_that_wrote_nothing_does_not_count(store):
         Journal.claim(store.storage, "r")
     Journal.claim(store.storage, "r").write([Event("started")])
     assert [e.kind for e in history(store.storage, "r")] == ["started"]
+
+
+def test_a_journal_whose_packs_are_refused_is_whole(store):
+    refusing = FailingStorage(store.storage, ("put_if_absent",), number=3, error=errno.ENOSPC)  # claim, segment, pack
+    journal = Journal.claim(refusing, "r")
+    journal.write([Event("started"), Event("finished", data={"status": "done"})])
+    assert [key for _, key in refusing.calls][2].startswith("runs/r/packs/")
+    assert [e.kind for e in history(store.storage, "r")] == ["started", "finished"]
+    Journal.claim(store.storage, "r")
+    assert [e.kind for e in history(store.storage, "r")] == ["started", "finished"]

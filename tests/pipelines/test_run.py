@@ -1,6 +1,7 @@
 """Runs on Ray, one for all tests."""
 
 import contextlib
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import pytest
 
 from cluster.capacity import Capacity
 from cluster.pool import Ended, Pool
+from pipelines import lineage, run as driving
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states, status
 from pipelines.plan import PlanError, plan
 from pipelines.run import run
+from pipelines.storage.base import StorageFailed
+from pipelines.store import Store
+from tests.pipelines.failing import FailingStorage
 
 pytestmark = pytest.mark.ray
 
@@ -281,3 +286,18 @@ def test_what_nothing_can_hold_any_more_is_given_up_after_its_time(project, stor
     assert {n: s.state for n, s in steps.items()} == {"a": "done", "b": "failed", "c": "failed", "d": "waiting"}
     assert steps["b"].data["class"] == "capacity"
     assert steps["b"].data["sentence"].startswith("asks for 1 CPU, expected at most 0, which is all there is.")
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_a_run_that_cannot_say_that_it_lives_goes_on_until_others_may_take_it_for_dead(
+    project, store, ray_local, monkeypatch, patience
+):
+    monkeypatch.setattr(lineage, "BEAT_S", 0.0)
+    monkeypatch.setattr(driving, "LEASE_S", patience)
+    full = FailingStorage(store.storage, ("replace_if_match",), number=1, error=errno.ENOSPC, lasting=True)
+    if patience:
+        assert start(project, Store(full), ray_local)[0] == "done"
+    else:
+        with pytest.raises(StorageFailed):
+            start(project, Store(full), ray_local)
+        assert [e.data for e in history(store.storage, "one") if e.kind == "finished"] == [{"status": "failed"}]
