@@ -9,6 +9,8 @@ from pipelines.execute import Task, execute
 from pipelines.failures import Failure, classify
 from pipelines.faults import reached
 
+GRACE_S = 15.0  # how long a step that is late may take to end itself
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -18,7 +20,7 @@ class _Attempt:
         alone: Whether it does its work in its own process, which then has the step's resources.
         began: When it got its place; None while it waits for one.
         node: Where that is.
-        late: Whether it was ended because it took too long.
+        late: Whether it was ended from here because it took too long, and did not end itself.
     """
 
     task: Task
@@ -26,6 +28,11 @@ class _Attempt:
     began: float | None = None
     node: str = ""
     late: bool = False
+
+    def over(self, now: float) -> float:
+        """For how many seconds it has worked longer than it may; less than 0 where it may go on."""
+        limit = self.task.resources.timeout
+        return now - self.began - limit if limit and self.began is not None else -1.0
 
 
 class Attempts:
@@ -68,8 +75,7 @@ class Attempts:
     def _end_late_ones(self) -> None:
         now = time.monotonic()
         for handle, attempt in self._open.items():
-            limit = attempt.task.resources.timeout
-            if limit and attempt.began is not None and not attempt.late and now - attempt.began > limit:
+            if not attempt.late and attempt.over(now) > GRACE_S:
                 self._open[handle] = replace(attempt, late=True)
                 self._pool.end(handle)
 
@@ -85,7 +91,7 @@ class Attempts:
 
     def _died(self, attempt: _Attempt, error: BaseException) -> dict[str, Any]:
         failure, sentence = classify(error), str(error).strip().partition("\n")[0]
-        if attempt.late:
+        if failure == Failure.OTHER and attempt.over(time.monotonic()) >= 0:
             failure = Failure.TIMEOUT
             sentence = f"took longer than {attempt.task.resources.timeout:g} s and was ended"
         elif failure == Failure.NODE and attempt.node in self._left:

@@ -1,5 +1,6 @@
 """Task -> outcome: what happens inside the process that runs one step."""
 
+import faulthandler
 import functools
 import hashlib
 import json
@@ -35,6 +36,7 @@ from pipelines.storage.digests import Digests
 from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store, canonical, damaged
 
+LATE_S = 2.0  # after its time is over a step is ended, so that its driver, who hears later that it began, knows why
 NAMED = 16  # letters of a checkpoint's digest that are in its name
 
 A = TypeVar("A", bound=Artifact)
@@ -110,7 +112,8 @@ def execute(task: Task) -> dict[str, Any]:
     with logged(storage, task.log, unwritten), _as_before():
         _end_on_sigterm()
         try:
-            done = _perform(task, storage, unwritten)
+            with _ended_after(task.resources.timeout):
+                done = _perform(task, storage, unwritten)
         except (Exception, SystemExit) as error:  # the one place that turns a failure into an event
             traceback.print_exc()
             done = _failed(error, task)
@@ -339,6 +342,22 @@ def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:
 def _modules(code: Code) -> tuple[ModuleType, ...]:
     """The user's modules; a warm worker imports the same files once."""
     return bring(code)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process when something takes longer, whatever it does then; its log says where it was.
+
+    Nobody else can without a race: a step whose children are ended before itself may take that for their own end, and
+    commit.
+    """
+    if seconds:
+        faulthandler.dump_traceback_later(seconds + LATE_S, exit=True, file=2)
+    try:
+        yield
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _end_on_sigterm() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def documents(data, tokenizer):
 def divergence(teacher, student, data, temperature=1.0):
     """The sum of KL(teacher || student) over the learnt tokens of documents that are not packed, and their number."""
     total, count = 0.0, 0
-    for ids, first in documents(data, load_tokenizer(student.name_or_path)):
+    for ids, first in documents(data, load_tokenizer(Path(student.name_or_path))):
         p, q = ((m(torch.tensor([ids])).logits[0] / temperature).softmax(-1) for m in (teacher, student))
         for at in range(max(1, first) - 1, len(ids) - 1):
             total = total + sum(p[at] * (p[at] / q[at]).log())

@@ -149,7 +149,9 @@ class User:
 
     def left_nothing(self):
         """Whether there is no temporary file."""
-        return [*self.temporary.iterdir(), *self.storage.scratches.iterdir()] == []
+        left = [*self.temporary.iterdir(), *self.storage.scratches.iterdir()]
+        sys.stdout.write("".join(f"{path}\n" for path in left))
+        return left == []
 
     def starts(self, inside):
         """Whether Ray's folder has got something."""

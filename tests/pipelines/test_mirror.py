@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.pool import Pool
 from pipelines.__main__ import main
 from pipelines.lineage import Event, history
 from pipelines.tracking import mirror, outbox
@@ -112,7 +113,7 @@ def test_a_switched_off_mirror_writes_nothing_and_starts_nothing(told):
 def test_lfm_run_mirrors_what_it_executes_and_a_stored_run_imports_no_mlflow(
     own, patient, project, one_ray, monkeypatch, capfd
 ):
-    monkeypatch.setattr("pipelines.commands.run.cluster", lambda address: contextlib.nullcontext(one_ray))
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: contextlib.nullcontext(Pool()))
     monkeypatch.chdir(project.folder)
     words = ["--store", own.storage.uri, "--mlflow", "own"]
     assert main(["run", "diamond.yaml", *words]) == 0

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cluster.pool import Pool
 from pipelines.__main__ import ROOT, main
 from pipelines.faults import DELIVERY_POINTS
 from pipelines.lineage import runs
@@ -191,8 +192,8 @@ def test_runs_without_their_mlflow_succeed_and_are_told_once_when_it_is_back(
 
     door.open()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mirror, "GRACE_S", 300.0)
-    monkeypatch.setattr("pipelines.commands.run.cluster", lambda address: contextlib.nullcontext(one_ray))
+    monkeypatch.setattr(mirror, "GRACE_S", 60.0)
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: contextlib.nullcontext(Pool()))
     assert main(["run", "outage.yaml", "--set", "other.size=3", *common]) == 0
     assert "MLflow" not in capfd.readouterr().err
     assert told.open() == {}

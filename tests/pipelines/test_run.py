@@ -103,6 +103,7 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children(project, store, r
     said, steps = start(project, store, ray_local, "a.fail=hang", f"a.touch={child}", "a.timeout=2")
     assert (said, steps["a"].data["class"]) == ("failed", "timeout")
     assert steps["a"].data["sentence"] == "took longer than 2 s and was ended"
+    assert "in noop" in store.storage.read(steps["a"].data["log"]).decode(), "its log says where it was"
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(child.read_text())).wait(60)
     assert not psutil.pid_exists(int(child.read_text()))
