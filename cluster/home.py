@@ -8,6 +8,7 @@ Driver and warden share a lock on it: where nobody holds it both are dead, and t
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ MARK = "LFM_CLUSTER"
 PREFIX = "lfm-ray-"
 WAIT_S = 10.0  # how long a driver waits for its warden at most; that one goes on
 LOOK_S = 0.05
+TRIES = 20
 
 
 @contextlib.contextmanager
@@ -78,18 +80,19 @@ def clear() -> None:
 
 def end(folder: Path) -> None:
     """End all processes that carry a folder's name, and delete it."""
-    looks = 0
-    while looks < 2:  # who is about to become another program shows no environment for a moment
-        looks += 1
-        for process in Path("/proc").glob("[1-9]*"):
-            if _killed(process, f"{MARK}={folder}".encode()):
-                looks = 0
-        time.sleep(LOOK_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(TRIES):
+        looks = 0
+        while looks < 2:  # who is about to become another program shows no environment for a moment
+            killed = [_killed(process, f"{MARK}={folder}".encode()) for process in Path("/proc").glob("[1-9]*")]
+            looks = 0 if any(killed) else looks + 1
+            time.sleep(LOOK_S)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():  # else somebody has written there on his way out
+            return
 
 
 def _killed(process: Path, mark: bytes) -> bool:
-    """End a process if it carries a mark; whether it did."""
+    """End a process if it carries a mark, and wait until it has ended; whether it did."""
     try:
         handle = os.pidfd_open(int(process.name))  # its number may become another's between two lines
     except OSError:
@@ -99,6 +102,7 @@ def _killed(process: Path, mark: bytes) -> bool:
         if mark not in (process / "environ").read_bytes().split(b"\0"):
             return False
         signal.pidfd_send_signal(handle, signal.SIGKILL)
+        select.select([handle], [], [], WAIT_S)
     except OSError:
         return False
     finally:

@@ -41,6 +41,8 @@ from tests.pipelines.failing import READS, WRITES, Clock, FailingStorage, FakePo
 from tests.pipelines.graphs import Step, digests_of, planned
 from tests.pipelines.test_execute import task
 
+pytestmark = pytest.mark.slow
+
 BUSY = '''
 """An operator that does all that a step can do."""
 

@@ -462,6 +462,7 @@ def test_a_known_case_ends_as_it_has_to(case, order):
     check(replace(case, order=order))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_a_run_goes_on_to_the_end_that_it_can_have(case):
@@ -475,6 +476,7 @@ def test_many_runs_do(case):
     check(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "interrupted", "refused"])
 def test_a_driver_may_end_at_each_of_its_calls_of_storage(how):
     graph = {"a": Step(), "b": Step(("a",), effect=True)}
