@@ -1,4 +1,4 @@
-"""What it costs to know that a copy is right: `lfm export` hashes a file while it waits for the disk.
+"""What it costs to know that a copy is right: `lfm export` hashes a file while it copies it.
 
 The hash is SHA-256, because artifacts are addressed by it: another, faster one could not tell whether a copy is what
 the manifest says. Every rival has its bytes on disk when it returns, and reads a file that is in memory already.
@@ -15,7 +15,7 @@ from rounds import Figure, command_line, compared, interleaved, said
 
 from pipelines.storage.base import copied, digest_of
 
-COPY, VERIFIED, TWICE, HASH = "copy and fsync", "hashed beside fsync", "hashed after it", "only hashed"
+COPY, VERIFIED, TWICE, HASH = "copy and fsync", "hashed meanwhile", "hashed after it", "only hashed"
 
 
 def figures_of(folder: Path, size: int, rounds: int) -> list[Figure]:

@@ -191,14 +191,15 @@ def digest_of(path: Path) -> str:
 
 
 def copied(source: Path, target: Path) -> str:
-    """Copy a file; its bytes are on disk when this returns their SHA-256.
+    """Copy a file that nobody changes; returns the SHA-256 of its bytes, which are on disk by then.
 
-    They are read again, out of memory, and hashed while the disk is waited for.
+    They are hashed while the kernel copies them and the disk is waited for: both read what memory holds of the source.
     """
-    shutil.copyfile(source, target)  # by the kernel: nothing that passes them through here is as fast
-    with target.open("rb") as written, ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(digest_of, target)
-        os.fsync(written.fileno())
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(digest_of, source)
+        shutil.copyfile(source, target)
+        with target.open("rb") as written:
+            os.fsync(written.fileno())
         return hashed.result()
 
 
