@@ -32,7 +32,10 @@ def alive(process: Mapping[str, Any]) -> bool | None:
     if process.get("host") != host():
         return None
     try:
-        return bool(abs(psutil.Process(process["pid"]).create_time() - float(process["born"])) < 1.0)
+        found = psutil.Process(process["pid"])
+        # Who is dead keeps its number until somebody asks how it ended, which nobody may.
+        same = abs(found.create_time() - float(process["born"])) < 1.0
+        return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, KeyError):
         return False
 

@@ -82,7 +82,10 @@ class Delivery:
                 if last:
                     raise
             took = time.monotonic() - began
-            ended.wait(POLL_S / 10 if last else max(POLL_S, min(PATIENCE * took, LONGEST_S)))
+            if last:  # another process has its turn
+                time.sleep(POLL_S / 10)
+            else:
+                ended.wait(max(POLL_S, min(PATIENCE * took, LONGEST_S)))
 
     def others(self) -> list[str]:
         """Tell MLflow of every run that is open and has no driver that does it; a clause for each that failed."""
