@@ -79,8 +79,15 @@ def capacity() -> Capacity:
     """What the cluster has to which this process is connected, without the nodes that are about to leave it."""
     import ray
 
-    leaving = ray._private.state.state.get_draining_nodes()
-    return Capacity.of(_node(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving)
+    going = leaving()
+    return Capacity.of(_node(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going)
+
+
+def leaving() -> frozenset[str]:
+    """The nodes of which is known that they will be taken away."""
+    import ray
+
+    return frozenset(ray._private.state.state.get_draining_nodes())
 
 
 def _node(has: Mapping[str, float]) -> Node:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Capacity
-from cluster.connect import capacity, cluster
+from cluster.connect import capacity, cluster, leaving
 from lfm.errors import LfmError
 
 
@@ -52,9 +52,7 @@ class Pool:
 
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""
-        import ray
-
-        return frozenset(ray._private.state.state.get_draining_nodes())
+        return leaving()
 
     def start(
         self,

@@ -31,10 +31,10 @@ from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
 from pipelines.printing import Unwritten, logged
 from pipelines.registry import Registry
-from pipelines.storage.base import DamagedFolder, Storage, StorageFailed, at_once, cache, digest_of, remove
+from pipelines.storage.base import DamagedFolder, Storage, StorageFailed, cache, remove
 from pipelines.storage.digests import Digests
 from pipelines.storage.opening import open_storage
-from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store, canonical, damaged
+from pipelines.store import MANIFEST, DamagedArtifact, MissingArtifact, Result, Store, canonical, damaged, described
 
 LATE_S = 2.0  # after its time is over a step is ended, so that its driver, who hears later that it began, knows why
 NAMED = 16  # letters of a checkpoint's digest that are in its name
@@ -274,13 +274,8 @@ class _Workspace:
 def _listed(folder: Path) -> str:
     """Add to a checkpoint's manifest what its other files are; returns how that manifest's digest begins."""
     path = folder / MANIFEST
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != path)
-    sums = at_once(digest_of, files)
-    known = {
-        p.relative_to(folder).as_posix(): {"sha256": digest, "size": p.stat().st_size}
-        for p, digest in zip(files, sums, strict=True)
-    }
-    manifest = canonical({**json.loads(path.read_bytes()), "files": known})
+    files = (p for p in folder.rglob("*") if p.is_file() and p != path)
+    manifest = canonical({**json.loads(path.read_bytes()), "files": described(folder, files)})
     path.write_bytes(manifest)
     return hashlib.sha256(manifest).hexdigest()[:NAMED]
 

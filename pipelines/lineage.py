@@ -351,9 +351,7 @@ def states(events: Iterable[Event], steps: Iterable[str], *, live: bool = True) 
             found = {n: _interrupted(s, ended) for n, s in found.items()}
         elif old is None:
             pass
-        elif event.kind == "wait" or (
-            event.kind == "reuse" and old.state == "done"
-        ):  # by an earlier driver of this run
+        elif event.kind == "wait" or (event.kind, old.state) == ("reuse", "done"):  # done by an earlier driver
             found[event.step] = replace(old, data={**old.data, **event.data})
         elif event.kind in STATES:
             found[event.step] = StepState(

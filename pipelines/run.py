@@ -153,7 +153,7 @@ class _Driver:
                 self._record([Event("serving", data={"endpoints": endpoints})])
                 while True:
                     time.sleep(POLL_S)
-                    self.journal.beat()
+                    self._beat()
 
     def _record(self, events: Sequence[Event]) -> None:
         stamped = [replace(e, time=time.time()) for e in events]
@@ -221,14 +221,8 @@ class _Driver:
 
     def _look(self) -> None:
         """See what the cluster has and what others have computed, now and then, and say that this run lives."""
+        self._beat()
         now = time.monotonic()
-        try:
-            self.leases.beat()
-            if self.journal.beat():
-                self.heard = now
-        except StorageFailed:
-            if now - self.heard > LEASE_S:  # whoever waits has taken this run for dead
-                raise
         if now < self.look_at:
             return
         self.look_at = now + LOOK_S
@@ -237,6 +231,17 @@ class _Driver:
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
         back = {s.name for s in steps if not self._holder(s) or reusable(s, self.progress)}
         self.progress = replace(self.progress, elsewhere=self.progress.elsewhere - back)
+
+    def _beat(self) -> None:
+        """Say that this run lives; a storage that refuses that ends it only when others may have taken it for dead."""
+        now = time.monotonic()
+        try:
+            self.leases.beat()
+            if self.journal.beat():
+                self.heard = now
+        except StorageFailed:
+            if now - self.heard > LEASE_S:
+                raise
 
     def _due(self, starts: Sequence[Start]) -> list[Start]:
         """What may start now, of these and of what waited."""

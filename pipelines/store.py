@@ -83,7 +83,7 @@ class Store:
             folder = path.parent / f"{path.name}.artifact"
             folder.mkdir()
             path.rename(folder / path.name)
-        files = {}
+        files = []
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder).as_posix()
             mode = file.lstat().st_mode
@@ -93,9 +93,10 @@ class Store:
                 raise UnsafeArtifact(name, "a link or a device")
             if file.suffix.lower() in PICKLES:
                 raise UnsafeArtifact(name, f"a {file.suffix} file, which may be a pickle")
-            files[name] = {"sha256": digest_of(file), "size": file.stat().st_size}
+            files.append(file)
+        listed = described(folder, files)
         reached("put: files are hashed")
-        manifest = canonical({"about": dict(about), "files": files, "kind": kind})
+        manifest = canonical({"about": dict(about), "files": listed, "kind": kind})
         digest = hashlib.sha256(manifest).hexdigest()
         (folder / MANIFEST).write_bytes(manifest)
         reached("put: manifest is written")
@@ -208,6 +209,16 @@ class Store:
         """The same for many at once, by fingerprint: those that have a result."""
         found = at_once(self.hit, dict.fromkeys(fingerprints))
         return {r.fingerprint: r for r in found if r is not None}
+
+
+def described(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of files below a folder, by their names there; `damaged` holds it against them."""
+    paths = list(files)
+    sums = at_once(digest_of, paths)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": digest, "size": path.stat().st_size}
+        for path, digest in zip(paths, sums, strict=True)
+    }
 
 
 def damaged(folder: Path, files: Mapping[str, Any], digests: Digests) -> str:
