@@ -38,6 +38,26 @@ class Adapter(Artifact):
 
 
 @dataclass(frozen=True, slots=True)
+class Delta(Artifact):
+    """A change of a model's weights: `delta.safetensors`, and `delta.json` with the digest of what it changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics(Artifact):
+    """What was measured of a model on data: `statistics.safetensors`, and `statistics.json` with the model's digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Editor(Artifact):
+    """A network that was trained to edit one model: `editor.safetensors` and `editor.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Artifact):
+    """Facts that are kept beside a model and consulted at inference: `memory.safetensors` and `memory.json`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset(Artifact):
     """Rows: Parquet or JSONL."""
 
@@ -52,7 +72,9 @@ class Deployment(Artifact):
     """A running Ray Serve application."""
 
 
-KINDS: dict[str, type[Artifact]] = {k.__name__.lower(): k for k in (Model, Adapter, Dataset, Metrics, Deployment)}
+KINDS: dict[str, type[Artifact]] = {
+    k.__name__.lower(): k for k in (Model, Adapter, Delta, Statistics, Editor, Memory, Dataset, Metrics, Deployment)
+}
 """Every kind of artifact by the word that a pipeline file and a manifest use for it."""
 
 

@@ -1,11 +1,10 @@
 """What one step asks of the cluster."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from lfm.errors import LfmError
-
-Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
+from lfm.method import STRATEGIES, Strategy
 
 
 class ResourcesError(LfmError, ValueError):
@@ -57,7 +56,7 @@ class Resources:
     def __post_init__(self) -> None:
         for holds, name, allowed in (
             (self.workers >= 1, "workers", "workers >= 1"),
-            (self.strategy in get_args(Strategy), "strategy", f"one of {', '.join(get_args(Strategy))}"),
+            (self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}"),
             (
                 self.offload == "none" or (self.offload == "cpu" and self.strategy.startswith("zero")),
                 "offload",

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
-from lfm.method import Method
+from lfm.method import Method, Needs
 
 
 class Inject(Protocol):
@@ -23,6 +23,7 @@ class Tune(Method, ABC):
     """
 
     gives: ClassVar[Literal["model", "adapter"]]
+    needs = Needs(access="gradients", data="labelled")
     __slots__ = ()
 
     @abstractmethod

@@ -1,0 +1,46 @@
+"""Whether a step gives what its method needs: what every verb asks before anything runs."""
+
+from collections.abc import Collection, Iterator
+
+from lfm.method import Method
+from operators.resources import Resources
+
+
+def unmet(
+    method: Method,
+    *,
+    resources: Resources | None = None,
+    models: int | None = None,
+    called: str = "models",
+    data: bool | None = None,
+    statistics: Collection[str] | None = None,
+) -> Iterator[str]:
+    """What a method needs and does not get, a clause each.
+
+    Args:
+        method: Its class says what it needs.
+        resources: What the step asks for; None where nothing is trained.
+        models: How many models it is given to learn from.
+        called: What the step calls these (``experts``).
+        data: Whether it is given data; None where the verb's signature decides that.
+        statistics: What has been measured of every model, as far as that is known; None where it is not known yet.
+    """
+    needs, name = method.needs, type(method).__name__
+    if resources is not None and resources.strategy not in needs.strategies:
+        allowed = ", ".join(needs.strategies)
+        yield f"{name}: strategy={resources.strategy!r}, expected one of {allowed}. It cannot share a model that way."
+    if models is not None:
+        least, most = needs.models
+        if models < least or (most is not None and models > most):
+            wanted = (
+                f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            )
+            yield f"{name}: {models} {called}, expected {wanted}. Give it as many, or choose another method."
+    if data is False and needs.data != "none":
+        yield f"{name}: no data, expected {needs.data} rows to learn from. Name them under data."
+    if data is True and needs.data == "none":
+        yield f"{name}: data is given, expected none, as it uses none. Leave it out."
+    for kind in needs.statistics:
+        if statistics is not None and kind not in statistics:
+            fix = f"Make a step of the verb 'measure' with statistics: [{kind}] for each."
+            yield f"{name}: no {kind!r} of the {called}, expected what was measured of each. {fix}"
