@@ -13,25 +13,31 @@ from lfm.method import Method, Needs
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text that asks something about a subject.
+
+    Attributes:
+        ids: Its tokens, with what opens a text in this model's vocabulary.
+        subject: Where the subject's tokens are in it: the first, and the one after the last.
+    """
+
+    ids: Int[Tensor, "tokens"]
+    subject: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Fact:
     """What a model shall say after a prompt.
 
     Attributes:
-        prompt: The text that asks, with what opens a text in this model's vocabulary.
-        subject: Where in `prompt` the subject's tokens are: the first, and the one after the last.
-        target: What shall follow, without what ends a text.
-        contexts: Texts that may stand before the prompt, each with what opens a text; the prompt then follows without
-            it. Never empty: the first is what opens a text alone, which gives `prompt` itself.
-        essence: A prompt that asks what the subject is, which shall not change; and the subject's place in it.
-        essence_subject: The same as `subject`, of `essence`.
+        prompts: The prompt alone, and then the same one after other texts: what it means should not depend on these.
+        target: What shall follow, without what ends a text; the same tokens after each of the prompts.
+        essence: A prompt that asks what the subject is, which shall not change.
     """
 
-    prompt: Int[Tensor, "tokens"]
-    subject: tuple[int, int]
+    prompts: Sequence[Prompt]
     target: Int[Tensor, "answer"]
-    contexts: Sequence[Int[Tensor, "before"]]
-    essence: Int[Tensor, "asked"]
-    essence_subject: tuple[int, int]
+    essence: Prompt
 
 
 class Edit(Method, ABC):
