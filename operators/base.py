@@ -113,6 +113,7 @@ class Operator(Generic[T]):
             cache hit, done again by each run.
         starts_workers: True where Ray processes that it starts do the work: they ask for its resources then, and its
             own task asks for none.
+        shares_work: True where several workers may do its work, which its own process does alone where there is one.
         problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
             the body will be called with, but without ``work``; an artifact that another step makes, or of which
             nothing is known here, is None, and of one that lies elsewhere the path leads to headers without values.
@@ -124,6 +125,7 @@ class Operator(Generic[T]):
     resources: Resources
     effect: bool = False
     starts_workers: bool = False
+    shares_work: bool = False
     problems: Problems | None = None
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
@@ -249,7 +251,8 @@ def operator(
     resources: Resources | None = None,
     effect: bool = False,
     starts_workers: bool = False,
+    shares_work: bool = False,
     problems: Problems | None = None,
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`."""
-    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, problems)
+    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, shares_work, problems)

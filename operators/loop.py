@@ -1,9 +1,7 @@
 """Batches -> trained weights: the one loop of every method that follows a gradient, with no Ray in it."""
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +16,10 @@ from lfm.weights import Weights
 from operators.batches import IGNORED, NoLossToken, Rows, global_batch, on_device, share
 from operators.learner import Learner, Place as Place, Replicas
 from operators.notices import Preempted
+from operators.pace import Pace
 from operators.training import Training
 
 STATE = "manifest.json"
-INTERVAL_S, PATIENCE = 60.0, 50  # between two checkpoints at least: so long, and so many times what keeping one takes
 
 Where = np.ndarray[Any, np.dtype[np.int64]]
 """Some rows, by their numbers."""
@@ -109,7 +107,7 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         raise HyperparameterError("training", "validate_every", training.validate_every, "0 without held-out data")
     steps = training.steps(len(job.rows))
     learner = _learner(job.objective, training, place)
-    watch, pace = _Watch(training.patience), _Pace(training.checkpoint_every)
+    watch, pace = _Watch(training.patience), Pace(training.checkpoint_every)
     first, tokens_seen = _resume(learner, watch, reporter)
     job.objective.train()
     for step in range(first, steps):
@@ -191,28 +189,6 @@ class _Watch:
         else:
             self.since += 1
         return self.since >= self.patience
-
-
-class _Pace:
-    """When a checkpoint is due: after so many steps, or after so long that keeping one takes little of the time."""
-
-    def __init__(self, every: int | None) -> None:
-        self.every = every
-        self.took, self.since = 0.0, time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether to keep one after a step, counted from 1."""
-        if self.every is not None:
-            return self.every > 0 and step % self.every == 0
-        return time.monotonic() - self.since >= max(INTERVAL_S, PATIENCE * self.took)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Around the keeping of one."""
-        began = time.monotonic()
-        yield
-        self.since = time.monotonic()
-        self.took = self.since - began
 
 
 def _keep(learner: Learner, watch: _Watch, step: int, tokens: int, reporter: Reporter, scratch: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lfm.errors import LfmError
 
 ASK_S = 1.0  # how late a process hears of it
+NODE_S = 10.0  # how long it may take the cluster to see that a node is gone
 
 
 class Preempted(LfmError, RuntimeError):
@@ -19,7 +20,7 @@ class Preempted(LfmError, RuntimeError):
     def __str__(self) -> str:
         return (
             f"its machine is about to be taken away, expected one that stays for all {self.total} steps. What it had "
-            f"learnt after {self.done} is kept, and another machine goes on from there."
+            f"done after {self.done} is kept, and another machine goes on from there."
         )
 
 
@@ -54,3 +55,18 @@ class Notices:
             self._due = now + ASK_S
             self._leaving = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
         return self._leaving
+
+
+def nodes() -> frozenset[str]:
+    """The nodes of the cluster that live."""
+    import ray
+
+    return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"])
+
+
+def lost_since(before: frozenset[str]) -> tuple[str, ...]:
+    """Those of `before` that are gone: the cluster sees that later than a process sees that another one is."""
+    until = time.monotonic() + NODE_S
+    while not (lost := before - nodes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return tuple(sorted(lost))

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,12 +15,11 @@ from lfm.errors import LfmError
 from operators.code import brought
 from operators.group import Make, learn, listening, packed, worker
 from operators.learner import Place
-from operators.notices import NodeLost
+from operators.notices import NodeLost, lost_since, nodes
 from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
 
-NODE_S = 10.0  # how long it may take the cluster to see that a node is gone
 START_TRIES = 3  # of a group, each of a minute; without a limit Ray Train tries for ever
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -108,11 +106,11 @@ def _together(
                 ),
             ),
         )
-        nodes = _nodes()
+        before = nodes()
         try:
             measures: dict[str, int] = trainer.fit().return_value
         except TrainingFailedError as error:
-            raise _reason(error, partial(_lost, nodes)) from error
+            raise _reason(error, partial(lost_since, before)) from error
     return measures
 
 
@@ -128,22 +126,8 @@ def _reason(error: Any, lost: Callable[[], tuple[str, ...]]) -> LfmError:
     rank, first = next(iter(raised.items()))
     who, what = f"worker {rank}", f"{type(first).__name__}: {_first_line(first)}"
     # What one raises of its own is something else than what it sees of another one that has died.
-    nodes = lost() if any(isinstance(e, RuntimeError | ConnectionError) for e in raised.values()) else ()
-    return NodeLost(who, what, nodes) if nodes else GroupFailed(who, what)
-
-
-def _nodes() -> frozenset[str]:
-    import ray
-
-    return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"])
-
-
-def _lost(before: frozenset[str]) -> tuple[str, ...]:
-    """The nodes that are gone: the cluster sees that later than a worker sees that another one is."""
-    until = time.monotonic() + NODE_S
-    while not (lost := before - _nodes()) and time.monotonic() < until:
-        time.sleep(0.2)
-    return tuple(sorted(lost))
+    gone = lost() if any(isinstance(e, RuntimeError | ConnectionError) for e in raised.values()) else ()
+    return NodeLost(who, what, gone) if gone else GroupFailed(who, what)
 
 
 def _first_line(error: object) -> str:

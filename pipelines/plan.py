@@ -188,7 +188,7 @@ def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]
     asks = step.resources
     for field, unused, why, only in (
         ("strategy", asks.strategy != "single", "trains nothing", "'single'"),
-        ("workers", asks.workers > 1 and not verb.starts_workers, "starts no workers", "1"),
+        ("workers", asks.workers > 1 and not (verb.starts_workers or verb.shares_work), "starts no workers", "1"),
         ("out_of_memory", asks.out_of_memory == "micro_batch", "trains nothing", "'memory' or 'nothing'"),
     ):
         if unused:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lfm.errors import HyperparameterError
-from operators import loop
+from operators import pace
 from operators.batches import IGNORED, NoLossToken, global_batch
 from operators.loop import Diverged, Job, Place, train
 from operators.notices import Preempted
@@ -166,7 +166,7 @@ def test_unless_told_otherwise_a_checkpoint_is_due_when_it_takes_little_of_the_t
             now[0] += 3
 
     now, at = [0.0], []
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     work = Slow(tmp_path)
     got = train(job(), replace(TRAINING, max_steps=14), Place(), work, work.scratch)
     assert at == [4, 13], "after a minute, and after fifty times three seconds"
