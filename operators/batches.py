@@ -57,7 +57,8 @@ class Rows:
     Attributes:
         ids: Tokens.
         positions: Each token's place in its document; a new document starts at 0.
-        targets: The token that follows within the document where it is to be learnt, else `IGNORED`.
+        targets: The token that follows within the document where it is to be learnt, else `IGNORED`. A classifier's
+            row has one, its label, at the last token of its text.
         cut: Documents that were longer than a row, and so became several.
         left_out: Documents that have nothing to learn.
     """

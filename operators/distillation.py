@@ -18,7 +18,7 @@ from operators.language_models import DTYPES, check, config_of, head_of, load, l
 from operators.loop import Job, Place
 from operators.objectives import answers
 from operators.resources import Resources
-from operators.rows import Form, columns_of, form_of
+from operators.rows import SPOKEN, Form, columns_of, form_of
 from operators.student_text import StudentText, Written
 from operators.teachers import Teacher
 from operators.texts import packed_rows, unfit
@@ -56,9 +56,9 @@ def problems(
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
     yield from refused(training, resources)
-    yield from unfit(training, None if student is None else student.path, {"data": data, "held_out": held_out})
+    yield from unfit(training, None if student is None else student.path, {"data": data, "held_out": held_out}, SPOKEN)
     if teacher is not None:
-        yield from (f"teacher: {clause}" for clause in unfit(training, teacher.path, {}))
+        yield from (f"teacher: {clause}" for clause in unfit(training, teacher.path, {}, SPOKEN))
     if not 0 <= hard_weight <= 1:
         yield f"hard_weight={hard_weight!r}, expected 0 <= hard_weight <= 1. It is the share of the hard labels."
     if max_answer < 1:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +13,17 @@ import torch
 
 from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
+from operators import classifiers
+from operators.accuracy import Labels
 from operators.artifact import Adapter, Artifact, Dataset, Metrics, Model
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.engines.native import Native, Sampling
-from operators.language_models import adapted, check, load, load_tokenizer
+from operators.language_models import adapted, architecture_of, check, load, load_tokenizer
 from operators.objectives import answers, plain
 from operators.row_files import DatasetError
-from operators.rows import COLUMNS, form_of, read_rows
-from operators.texts import unfit
+from operators.rows import COLUMNS, SPOKEN, Form, form_of, read_rows
+from operators.texts import check_length, unfit
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -63,6 +65,11 @@ def _foreseen(
     whole = base if isinstance(model, Adapter) else model
     named = {f"data {name!r}": dataset for name, dataset in data.items()}
     yield from unfit(Training(length=max(2, length)), None if whole is None else whole.path, named)
+    if whole is not None and (what := architecture_of(whole.path)) != "decoder":
+        if what == "encoder":
+            yield f"model: {str(whole.path)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
+        if generate > 0:
+            yield f"generate={generate}, expected 0 for a classifier, which writes nothing. Leave it out."
 
 
 def _out_of_range(
@@ -93,8 +100,9 @@ def evaluate(
     """Measure a model on held-out sets.
 
     For each set: the mean loss of an answer token and its perplexity; with `generate`, greedy answers to the prompts
-    and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Every number is
-    kept for each document, so that models can be compared in pairs.
+    and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Of a classifier:
+    the mean loss of a label, and the share of labels that it gets right. Every number is kept for each document, so
+    that models can be compared in pairs.
 
     Args:
         work: The step's workspace.
@@ -102,7 +110,8 @@ def evaluate(
         base: What `model` was trained on, where it is an adapter.
         data: The sets by name.
         length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
-            nothing comes before. A document without an answer token has no loss and weighs nothing.
+            nothing comes before. A document without an answer token has no loss and weighs nothing. A classifier
+            sees the first piece alone.
         batch_size: Rows at once.
         max_documents: Only so many of each set, the first ones.
         generate: The most tokens of an answer; 0 generates none.
@@ -111,20 +120,22 @@ def evaluate(
         HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
         BaseNeeded: An adapter came without its base.
         NoLossToken: A set has no answer token at all.
-        DatasetError: Something is asked of the model by a document that has no answer.
+        DatasetError: Rows are not of a form that the model knows, or something is asked of it by a document that has
+            no answer.
+        UnknownName: A label is none of the classifier's.
+        UnsupportedModel: The model has no head for labels, or cannot be asked so.
     """
     for problem in _out_of_range(length, batch_size, max_documents, generate):
         raise problem
     whole, home = opened(model, base)
-    check(plain(whole), packed=False)
-    device = torch.device("cuda" if work.resources.gpus else "cpu")
-    engine = Native(whole.to(device), load_tokenizer(home))
-    if engine.context is not None and length > engine.context:
-        allowed = f"length <= {engine.context}, the model's context"
-        raise HyperparameterError("evaluate", "length", length, allowed)
-    sets = {name: _rows(dataset, max_documents) for name, dataset in data.items()}
-    answered = {name: bool(generate) and "text" not in rows for name, rows in sets.items()}
-    total = sum(len(next(iter(rows.values()))) * (1 + answered[name]) for name, rows in sets.items())
+    whole.to(torch.device("cuda" if work.resources.gpus else "cpu"))
+    measure: Measure
+    if architecture_of(home) == "classifier":
+        measure = Labels(whole, home, length=length, batch_size=batch_size)
+    else:
+        measure = Answers(whole, home, length=length, batch_size=batch_size, max_tokens=generate)
+    sets = {name: _rows(dataset, max_documents, measure.forms) for name, dataset in data.items()}
+    total = sum(len(next(iter(rows.values()))) * measure.passes(rows) for rows in sets.values())
     done = 0
 
     def told(number: int, **measures: float) -> None:
@@ -135,13 +146,9 @@ def evaluate(
     summary: dict[str, dict[str, Any]] = {}
     tables = []
     for name, rows in sets.items():
-        columns = losses(engine, documents(rows, engine.tokenizer), length=length, batch_size=batch_size, name=name)
+        columns, means = measure.measured(name, rows, told)
         number = len(columns["loss"])
-        summary[name] = {"documents": number, "digest": digest_of(rows), **_mean_loss(columns)}
-        told(number, **{f"{name}_loss": summary[name]["loss"]})
-        if answered[name]:
-            columns |= scores(engine, rows, generate, batch_size, name=name, told=told)
-            summary[name] |= {k: float(np.mean(columns[k])) for k in GENERATED}
+        summary[name] = {"documents": number, "digest": digest_of(rows), **means}
         tables.append(pa.table({"set": [name] * number, **columns}))
     about = {"sets": summary, "generate": generate, "parameters": sum(p.numel() for p in whole.parameters())}
     folder = work.scratch / "metrics"
@@ -151,14 +158,63 @@ def evaluate(
     return work.save(Metrics, folder, about)
 
 
+class Measure(Protocol):
+    """What can be measured of one kind of model."""
+
+    @property
+    def forms(self) -> Collection[Form]:
+        """What rows may be."""
+
+    def passes(self, rows: Mapping[str, Sequence[Any]]) -> int:
+        """How often it tells of each row that it is done."""
+
+    def measured(
+        self, name: str, rows: Mapping[str, Sequence[Any]], told: Callable[..., None]
+    ) -> tuple[dict[str, list[Any]], dict[str, float]]:
+        """A set's numbers for each document, one of which is its ``loss``, and their means."""
+
+
+class Answers:
+    """What a language model's answer tokens cost it, and how near its own answers come to them."""
+
+    forms = SPOKEN
+
+    def __init__(self, model: Any, home: Path, *, length: int, batch_size: int, max_tokens: int) -> None:
+        check(plain(model), packed=False)
+        self.engine = Native(model, load_tokenizer(home))
+        self.length, self.batch_size, self.max_tokens = length, batch_size, max_tokens
+        check_length("evaluate", length, self.engine.context)
+
+    def passes(self, rows: Mapping[str, Sequence[Any]]) -> int:
+        """See `Measure`; text has no prompts."""
+        return 2 if self.max_tokens and "text" not in rows else 1
+
+    def measured(
+        self, name: str, rows: Mapping[str, Sequence[Any]], told: Callable[..., None]
+    ) -> tuple[dict[str, list[Any]], dict[str, float]]:
+        """See `Measure`."""
+        found = documents(rows, self.engine.tokenizer)
+        columns = losses(self.engine, found, length=self.length, batch_size=self.batch_size, name=name)
+        means = _mean_loss(columns)
+        told(len(columns["loss"]), **{f"{name}_loss": means["loss"]})
+        if self.passes(rows) > 1:
+            columns |= scores(self.engine, rows, self.max_tokens, self.batch_size, name=name, told=told)
+            means |= {k: float(np.mean(columns[k])) for k in GENERATED}
+        return columns, means
+
+
 def opened(model: Model | Adapter, base: Model | None) -> tuple[Any, Path]:
     """A model, or an adapter on its base, and the folder with its tokenizer."""
     if isinstance(model, Model):
-        return load(model.path, torch.float32), model.path
+        return _load(model.path)(model.path, torch.float32), model.path
     wanted = str(model.about.get("base", ""))
     if base is None or (wanted and base.digest and wanted != base.digest):
         raise BaseNeeded("evaluate", base.digest if base else "", wanted)
-    return adapted(base.path, model.path, torch.float32), base.path
+    return adapted(_load(base.path)(base.path, torch.float32), model.path), base.path
+
+
+def _load(folder: Path) -> Callable[[Path, torch.dtype], Any]:
+    return load if architecture_of(folder) == "decoder" else classifiers.load
 
 
 def digest_of(rows: Mapping[str, Sequence[Any]]) -> str:
@@ -270,8 +326,8 @@ def _wanted(rows: Mapping[str, Sequence[Any]]) -> Iterator[str | None]:
             yield next((m["content"] for m in reversed(said) if m["role"] == "assistant"), None)
 
 
-def _rows(dataset: Dataset, max_documents: int | None) -> dict[str, list[Any]]:
-    return dict(read_rows(dataset).slice(0, max_documents).to_pydict())
+def _rows(dataset: Dataset, max_documents: int | None, forms: Collection[Form]) -> dict[str, list[Any]]:
+    return dict(read_rows(dataset, forms=forms).slice(0, max_documents).to_pydict())
 
 
 def _mean_loss(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What experts are to the base they were fine-tuned from: whether they fit it, and their value of each parameter."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from lfm.errors import LfmError, ShapeError
 from lfm.weights import Header, Weights
 from operators.adapters import read_adapter
 from operators.artifact import Adapter, Model
+from operators.classifiers import labels_of
 from operators.language_models import config_of
 from operators.vocabulary import tokens
 
@@ -99,6 +101,7 @@ def _differences(
             what, allowed = f"{field}={theirs[field]!r} in its config", f"{ours[field]!r} as in the base's"
             yield clause(where, what, allowed, "Merge models of one architecture.")
             return
+    yield from _other_labels(where, labels_of(expert.path), labels_of(base.path))
     headers = {name: twin for name in source.headers if (twin := _header(name, weights, source, alike)) is not None}
     lacking = [n for n in source.headers if n not in headers]
     if lacking:
@@ -127,6 +130,16 @@ def _differences(
 def _header(name: str, weights: Weights, source: Weights, alike: Alike) -> Header | None:
     """What an expert has for a parameter of the base."""
     return weights.headers.get(name if name in weights.headers else _twin(name, source, weights, alike) or name)
+
+
+def _other_labels(where: str, theirs: Sequence[str], ours: Sequence[str]) -> Iterator[str]:
+    if not theirs or not ours:  # another kind of model, which has other parameters
+        return
+    number = next((i for i, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]), None)
+    if number is not None:
+        got, wanted = (repr(labels[number]) if number < len(labels) else "none" for labels in (theirs, ours))
+        fix = "Merge classifiers of the same labels in the same order."
+        yield clause(where, f"label {number} is {got} in its config", f"{wanted} as in the base's", fix)
 
 
 def _other_tokens(where: str, expert: Path, base: Path) -> Iterator[str]:

@@ -89,12 +89,15 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _native(name: str, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> bool:
     """Whether transformers has a class of its own for what a config's `auto_map` names; then it takes that one."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
     kind = config.get("model_type")
     if name == "config.json":
-        return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     named = str(tokenizer.get("tokenizer_class") or "")
     return kind in TOKENIZER_MAPPING_NAMES or bool(named and tokenizer_class_from_name(named))
 

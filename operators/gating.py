@@ -18,7 +18,7 @@ from operators.records import check_types
 from operators.row_files import DatasetError
 from operators.workspace import Workspace
 
-Measure = Literal["loss", "exact_match", "chrf"]
+Measure = Literal["loss", "exact_match", "chrf", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Requirement:
         better: The result that has to be better.
         than: The one it is compared with.
         on: The set.
-        measure: ``loss`` has to be lower, ``exact_match`` and ``chrf`` higher.
+        measure: ``loss`` has to be lower, ``exact_match``, ``chrf`` and a classifier's ``accuracy`` higher.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field

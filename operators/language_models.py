@@ -1,10 +1,10 @@
-"""Folders <-> causal language models of transformers and PEFT; the only file that knows how they are put together."""
+"""Folders <-> causal language models of transformers and PEFT, and how these are put together."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,13 @@ from lfm.weights import parsed
 from operators.foreign_code import refuse_foreign_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Architecture = Literal["decoder", "encoder", "classifier"]
+CALLED: Mapping[Architecture, str] = {
+    "decoder": "a causal language model",
+    "encoder": "an encoder",
+    "classifier": "a classifier",
+}
 
 
 class UnsupportedModel(LfmError, ValueError):
@@ -35,10 +42,15 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
 
     Raises:
         ForeignCode: It cannot be loaded without that.
+        UnsupportedModel: It is something else.
     """
     import transformers
 
     refuse_foreign_code(folder)
+    if (what := architecture_of(folder)) != "decoder":
+        fix = "Give a model that writes text."
+        kind = str(config_of(folder).get("model_type"))
+        raise UnsupportedModel(kind, f"it is {CALLED[what]}, expected {CALLED['decoder']}", fix)
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
@@ -57,20 +69,20 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def adapted(folder: Path, adapter: Path, dtype: torch.dtype | None = None) -> Any:
-    """The model in `folder` with a PEFT adapter on it."""
+def adapted(model: Any, adapter: Path) -> Any:
+    """A model with a PEFT adapter on it."""
     import peft
 
     refuse_foreign_code(adapter)
-    return peft.PeftModel.from_pretrained(load(folder, dtype), adapter, local_files_only=True)
+    return peft.PeftModel.from_pretrained(model, adapter, local_files_only=True)
 
 
-def inject(model: Any, kind: str, fields: Mapping[str, Any]) -> Any:
-    """A `PeftModel` around `model`, which it changes in place."""
+def inject(model: Any, kind: str, fields: Mapping[str, Any], task: str = "CAUSAL_LM") -> Any:
+    """A `PeftModel` around `model`, which it changes in place; `task` is PEFT's word for what the model does."""
     import peft
 
     settings = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[kind]]
-    return peft.get_peft_model(model, settings(task_type="CAUSAL_LM", **fields))
+    return peft.get_peft_model(model, settings(task_type=task, **fields))
 
 
 def save(model: Any, weights: Mapping[str, Tensor], folder: Path, *, tokenizer: Path, dtype: torch.dtype) -> None:
@@ -115,6 +127,26 @@ def config_of(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     return parsed(path, path.read_bytes()) if path.is_file() else {}
+
+
+def architecture_of(folder: Path) -> Architecture:
+    """What a text model is by its config: what that names, else what transformers has for its type.
+
+    An encoder sees a text from both ends and has no labels; a classifier has a head that tells them.
+    """
+    config = config_of(folder)
+    names = [str(name) for name in config.get("architectures") or ()]
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "classifier"
+    if not config or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return "decoder"
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as FILLS_GAPS,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIES,
+    )
+
+    kind = config.get("model_type")
+    return "encoder" if kind in FILLS_GAPS and kind in CLASSIFIES else "decoder"
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -215,14 +247,15 @@ def check(model: Any, *, packed: bool) -> None:
         head = head_of(model)
         alone = hidden_states(model, ids[:, 4:], positions[:, 4:], packed=False)
         logits = model(input_ids=ids[:, 4:], use_cache=False).logits.float()
-        if not _same(head.shaped(head.linear(alone)).float(), logits):
+        if not same(head.shaped(head.linear(alone)).float(), logits):
             raise UnsupportedModel(name, "its logits are more than its head's on its hidden states", "Tune another.")
-        if packed and not _same(hidden_states(model, ids, positions, packed=True)[:, 4:], alone):
+        if packed and not same(hidden_states(model, ids, positions, packed=True)[:, 4:], alone):
             raise UnsupportedModel(name, "documents in one row see each other in it", "Set packing to false.")
     finally:
         model.train(training)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two ways to compute the same differ by no more than rounding does."""
     tolerance = 1e-4 if one.dtype == torch.float32 else 5e-2
     return bool((one - other).float().norm() <= tolerance * other.float().norm())

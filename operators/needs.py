@@ -13,6 +13,7 @@ def unmet(
     models: int | None = None,
     called: str = "models",
     data: bool | None = None,
+    architectures: Collection[str | None] = (),
     statistics: Collection[str] | None = None,
 ) -> Iterator[str]:
     """What a method needs and does not get, a clause each.
@@ -23,6 +24,7 @@ def unmet(
         models: How many models it is given to learn from.
         called: What the step calls these (``experts``).
         data: Whether it is given data; None where the verb's signature decides that.
+        architectures: What these are, as far as that is known.
         statistics: What has been measured of every model, as far as that is known; None where it is not known yet.
     """
     needs, name = method.needs, type(method).__name__
@@ -40,6 +42,10 @@ def unmet(
         yield f"{name}: no data, expected {needs.data} rows to learn from. Name them under data."
     if data is True and needs.data == "none":
         yield f"{name}: data is given, expected none, as it uses none. Leave it out."
+    if needs.architecture != "any":
+        for what in {a for a in architectures if a is not None and a != needs.architecture}:
+            fix = "Give another, or choose another method."
+            yield f"{name}: a {what} under {called}, expected a {needs.architecture}. {fix}"
     for kind in needs.statistics:
         if statistics is not None and kind not in statistics:
             fix = f"Make a step of the verb 'measure' with statistics: [{kind}] for each."

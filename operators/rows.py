@@ -1,7 +1,7 @@
-"""Dataset -> rows of one of three forms, whichever files and columns they come in."""
+"""Dataset -> rows of one of four forms, whichever files and columns they come in."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -25,24 +25,29 @@ class Form(StrEnum):
     TEXT = "text"
     PROMPT_COMPLETION = "prompt_completion"
     CONVERSATION = "conversation"
+    LABELLED = "labelled"
 
 
 COLUMNS: Mapping[Form, tuple[str, ...]] = {
     Form.TEXT: ("text",),
     Form.PROMPT_COMPLETION: ("prompt", "completion"),
     Form.CONVERSATION: ("messages",),
+    Form.LABELLED: ("text", "label"),
 }
 """The columns of each form, as `read_rows` gives them."""
+SPOKEN = (Form.TEXT, Form.PROMPT_COMPLETION, Form.CONVERSATION)
+"""The forms of which a language model says every word."""
 
 # In this order: where rows come in two forms at once, `text` is the other one rendered.
 RECOGNISED = (
     (("messages",), Form.CONVERSATION),
     (("prompt", "completion"), Form.PROMPT_COMPLETION),
     (("instruction", "output"), Form.PROMPT_COMPLETION),  # as Alpaca has it, with an optional `input`
+    (("text", "label"), Form.LABELLED),
     (("text",), Form.TEXT),
 )
-WANTED = "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text'"
-READ = ("messages", "prompt", "completion", "instruction", "input", "output", "text")
+WANTED = "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text' alone or with 'label'"
+READ = ("messages", "prompt", "completion", "instruction", "input", "output", "text", "label")
 ALLOWED: Mapping[type, str] = {
     str: "a string",
     list: "a list of messages, each with a string as 'role' and as 'content', without tool calls and of weight 1",
@@ -105,11 +110,18 @@ def problems_of(dataset: Dataset | None, columns: Sequence[str] = (), *, files: 
         yield str(problem)
 
 
-def read_rows(dataset: Dataset, columns: Sequence[str] = (), *, files: str | None = None) -> pa.Table:
+def read_rows(
+    dataset: Dataset,
+    columns: Sequence[str] = (),
+    *,
+    files: str | None = None,
+    forms: Collection[Form] = tuple(Form),
+) -> pa.Table:
     """All rows of a data set with the columns of its form, those asked for and, where there is one, `source`.
 
-    Text is a string, messages are a list of role and content, a prompt and a completion are either. Every other
-    column is a string too: its value as JSON where it is none. A folder's files are read in the order of their names.
+    Text is a string, messages are a list of role and content, a prompt and a completion are either. A label is a
+    string; of data that number their labels it is the number in digits. Every other column is a string too: its value
+    as JSON where it is none. A folder's files are read in the order of their names.
 
     Args:
         dataset: Parquet, JSON lines or an array (gzipped or not), a folder of such files, or ``python://`` and a
@@ -117,23 +129,32 @@ def read_rows(dataset: Dataset, columns: Sequence[str] = (), *, files: str | Non
         columns: What to keep besides.
         files: A pattern for the paths of a folder's files, in which ``*`` stands for anything. Without one, a folder
             whose files are named as several splits or configurations is refused: they are not to be mixed.
+        forms: What rows may be.
 
     Raises:
-        DatasetError: It is not there, cannot be read, has no rows, or has one that is not of its form.
+        DatasetError: It is not there, cannot be read, has no rows, is of another form, or has a row that is not of
+            its own.
         UnknownName: It has no such column, or Python no such corpus.
     """
     known, opened = _headers(dataset.uri, files)
     for problem in _unknown(dataset.uri, known, columns):
         raise problem
+    if (form := form_of(known, str(opened[0]) if opened else dataset.uri)) not in forms:
+        raise DatasetError(dataset.uri, *other_form(form, forms))
     if not opened:
         table = pa.table(corpus(dataset.uri.removeprefix(PYTHON)))
     else:
-        form = form_of(known, str(opened[0]))
         besides = [c for c in dict.fromkeys((SOURCE, *columns)) if c in known and c not in COLUMNS[form]]
         table = _table(opened, form, besides)
     if not table.num_rows:
         raise _empty(dataset.uri)
     return table
+
+
+def other_form(form: Form, wanted: Collection[Form]) -> tuple[str, str]:
+    """What is wrong with rows of a form that is none of those that are wanted, and what to do about it."""
+    columns = " or ".join(" and ".join(map(repr, COLUMNS[f])) for f in wanted)
+    return f"holds {form.value!r} rows, expected the columns {columns}", "Give others."
 
 
 def _headers(uri: str, pattern: str | None) -> tuple[tuple[str, ...], list[Path]]:
@@ -167,7 +188,11 @@ def _check_form(file: Path, form: Form, first: Path) -> None:
 
 
 def _table(files: Sequence[Path], form: Form, besides: Sequence[str]) -> pa.Table:
-    kinds: dict[str, type] = {"text": str, "messages": list}  # a prompt's and a completion's is the first row's
+    kinds: dict[str, type] = {
+        "text": str,
+        "label": str,
+        "messages": list,
+    }  # a prompt's and a completion's is the first row's
     rows = _rows(files, form, besides, kinds)
     batches: list[Any] = []
     schema = pa.schema([])
@@ -202,6 +227,8 @@ def _from_instruction(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _value(record: Mapping[str, Any], column: str, kinds: dict[str, type], where: str) -> Any:
     value = record.get(column)
+    if column == "label" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     kind = kinds.setdefault(column, list if isinstance(value, list) else str)
     if kind is str and isinstance(value, str):
         return _encodable(value, column, where)

@@ -1,6 +1,7 @@
 """The verb `tune`: a model, or a small part added to it, learns from data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from lfm.tuning.base import Tune
+from operators import classifiers
 from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
-from operators.language_models import DTYPES, check, inject, load, load_tokenizer, save, stored_dtype
+from operators.batches import Rows
+from operators.classifiers import GIVE_HEAD, HEADLESS
+from operators.language_models import (
+    DTYPES,
+    UnsupportedModel,
+    architecture_of,
+    check,
+    inject,
+    load,
+    load_tokenizer,
+    save,
+    stored_dtype,
+)
 from operators.loop import Job, Place
+from operators.needs import unmet
 from operators.objectives import NextToken
 from operators.resources import Resources
 from operators.texts import packed_rows, unfit
@@ -33,6 +48,12 @@ def _foreseen(
 ) -> Iterator[str]:
     yield from refused(training, resources)
     yield from unfit(training, None if model is None else model.path, {"data": data, "held_out": held_out})
+    if model is not None:
+        what = architecture_of(model.path)
+        becomes = "decoder" if what == "decoder" else "classifier"
+        yield from unmet(method, architectures=[becomes], called="model")
+        if what == "encoder" and method.gives == kind_of(Adapter):
+            yield f"model: {str(model.path)!r} is an encoder: {HEADLESS}. {GIVE_HEAD}"
 
 
 @operator(problems=_foreseen)
@@ -45,15 +66,21 @@ def tune(
     method: Tune,
     training: Training,
 ) -> Model | Adapter:
-    """Train a model on text, or on the answers of pairs and conversations.
+    """Train a language model on text or on the answers of pairs and conversations, or a classifier on labels.
 
     Args:
         work: The step's workspace.
-        model: Where it starts.
+        model: Where it starts. An encoder becomes a classifier of the labels of `data`, sorted, by the head that
+            transformers has for its type; a classifier keeps its labels.
         data: What it learns from.
         held_out: What it is looked at with while it trains.
         method: Which weights learn; it decides whether the result is a model or an adapter.
-        training: How it is trained.
+        training: How it is trained; a classifier's rows are not packed.
+
+    Raises:
+        UnsupportedModel: The model cannot be trained so.
+        UnknownName: A label is none of the classifier's.
+        NoLossToken: There is nothing to learn in `data`.
     """
     arguments = {"model": model, "data": data, "held_out": held_out, "method": method, "training": training}
     folder, measures = fit(work, _job, arguments, training)
@@ -65,37 +92,62 @@ def tune(
 def _job(
     place: Place, *, model: Model, data: Dataset, held_out: Dataset | None, method: Tune, training: Training
 ) -> Job:
-    tokenizer = load_tokenizer(model.path)
-    whole = learner(model.path, method, training, place)
+    labels = _labels(model, data, method)
+    whole = learner(model.path, method, training, place, labels)
+    rows: Callable[[Dataset], Rows]
+    if labels:
+        tokenizer = classifiers.load_tokenizer(model.path)
+        rows = partial(classifiers.labelled_rows, tokenizer=tokenizer, labels=labels, training=training)
+    else:
+        rows = partial(packed_rows, tokenizer=load_tokenizer(model.path), training=training)
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
         named = {n.removeprefix("model."): w for n, w in weights.items()}
         save(whole, named, folder, tokenizer=model.path, dtype=stored_dtype(model.path))
 
     return Job(
-        objective=NextToken(whole, packed=training.packing),
-        rows=packed_rows(data, tokenizer, training),
-        held_out=None if held_out is None else packed_rows(held_out, tokenizer, training),
+        objective=classifiers.LabelLoss(whole) if labels else NextToken(whole, packed=training.packing),
+        rows=rows(data),
+        held_out=None if held_out is None else rows(held_out),
         export=export,
         needs_frozen=method.gives == kind_of(Model),
     )
 
 
-def learner(folder: Path, method: Tune, training: Training, place: Place) -> Any:
+def _labels(model: Model, data: Dataset, method: Tune) -> tuple[str, ...]:
+    """What a classifier tells, an encoder will tell; nothing of a language model."""
+    what = architecture_of(model.path)
+    if what == "encoder" and method.gives == kind_of(Adapter):
+        raise UnsupportedModel("encoder", HEADLESS, GIVE_HEAD)  # an adapter's base has to know the labels
+    return classifiers.labels_in(data) if what == "encoder" else classifiers.labels_of(model.path)
+
+
+def learner(folder: Path, method: Tune, training: Training, place: Place, labels: Sequence[str] = ()) -> Any:
     """The model in `folder` as `method` trains it: what learns is float32, what does not has `precision`.
 
     What is drawn at the start depends on the seed alone, wherever it trains.
+
+    Args:
+        folder: The model's.
+        method: Which weights learn.
+        training: How.
+        place: Where.
+        labels: A classifier's, which it is loaded as; none for a language model.
     """
     added: list[Any] = []
 
     def add(kind: str, **fields: Any) -> None:
-        added.append(inject(base, kind, fields))
+        added.append(classifiers.add(base, kind, fields) if labels else inject(base, kind, fields))
 
     dtype = torch.float32 if method.gives == "model" else DTYPES[training.precision]
+    torch.manual_seed(training.seed)
     with partitioned(place, training, dtype):
-        base = load(folder, dtype)
+        base = classifiers.load(folder, dtype, labels) if labels else load(folder, dtype)
     with lent(base):
-        check(base, packed=training.packing)
+        if labels:
+            classifiers.check(base, classifiers.load_tokenizer(folder))
+        else:
+            check(base, packed=training.packing)
     base.requires_grad_(False)
     torch.manual_seed(training.seed)
     method.attach(base, add)

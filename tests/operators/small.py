@@ -67,6 +67,46 @@ def saved(folder: Path, kind: str = "llama", **changes: Any) -> Model:
     return Model(str(folder), "d" * 64)
 
 
+def encoder(folder: Path, kind: str = "bert", **changes: Any) -> Model:
+    """An encoder without a head, and its tokenizer, in a folder."""
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config(kind, **changes)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return Model(str(folder), "e" * 64)
+
+
+def classifier(
+    folder: Path, labels: Sequence[str] = ("animal", "other", "place"), seed: int = 0, **changes: Any
+) -> Model:
+    """An encoder with a head for labels, and its tokenizer, in a folder."""
+    import transformers
+
+    torch.manual_seed(seed)
+    made = transformers.AutoModelForSequenceClassification.from_config(
+        config("bert", id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)}, **changes)
+    )
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return Model(str(folder), "c" * 64)
+
+
+def labelled(path: Path, number: int = 18, labels: Sequence[str] = ("animal", "other", "place")) -> Dataset:
+    """Short texts of which the first word says the label."""
+    draw = np.random.default_rng(2)
+    telling = dict(zip(labels, ("cat", "rain", "mat"), strict=False))
+    with path.open("w") as file:
+        for i in range(number):
+            label = labels[i % len(labels)]
+            words = [telling[label], *draw.choice(["the", "on", "a", "it"], draw.integers(0, 5))]
+            file.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
+    return Dataset(str(path))
+
+
 def pairs(path: Path, number: int = 12) -> Dataset:
     """Prompts and answers of different lengths."""
     draw = np.random.default_rng(0)
