@@ -98,10 +98,9 @@ def read(folder: Path) -> dict[str, Change]:
     return found
 
 
-@contextmanager
 @torch.no_grad()
-def applied(model: nn.Module, delta: Delta) -> Iterator[None]:
-    """Add changes to a model in place while the block runs; afterwards every tensor is put back as it was, bit for bit.
+def add(model: nn.Module, delta: Delta) -> None:
+    """Add changes to a model in place; its parameters get new tensors, and those that they had stay as they were.
 
     Raises:
         UnknownName: The model has no parameter of that name.
@@ -114,12 +113,19 @@ def applied(model: nn.Module, delta: Delta) -> Iterator[None]:
         if change.shape != tuple(parameters[name].shape):
             fix = "Apply it to the model that it was made for."
             raise ShapeError(f"change of {name!r}", change.shape, tuple(parameters[name].shape), fix)
-    saved = {name: parameters[name].data for name in delta}
+    for name, change in delta.items():
+        was = parameters[name].data
+        parameters[name].data = (was.float() + change.whole().to(was.device)).to(was.dtype)
+
+
+@contextmanager
+def applied(model: nn.Module, delta: Delta) -> Iterator[None]:
+    """`add` while the block runs; afterwards every tensor is put back as it was, bit for bit."""
+    saved = {name: p.data for name, p in model.named_parameters() if name in delta}
+    add(model, delta)
     try:
-        for name, change in delta.items():
-            was = saved[name]
-            parameters[name].data = (was.float() + change.whole().to(was.device)).to(was.dtype)
         yield
     finally:
-        for name, was in saved.items():
-            parameters[name].data = was
+        for name, parameter in model.named_parameters():
+            if name in saved:
+                parameter.data = saved[name]

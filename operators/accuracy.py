@@ -11,7 +11,7 @@ from torch import nn
 from operators.batches import IGNORED, on_device
 from operators.classifiers import check, labels_of, load_tokenizer, numbered, rows_of, told_of
 from operators.objectives import plain
-from operators.rows import Form
+from operators.rows import Form, digest_of
 from operators.texts import check_length, longest_row
 
 
@@ -26,9 +26,13 @@ class Labels:
         check(plain(model), self.tokenizer)
         check_length("evaluate", length, longest_row(home))
 
-    def passes(self, rows: Mapping[str, Sequence[Any]]) -> int:
+    def work(self, rows: Mapping[str, Sequence[Any]]) -> int:
         """See `operators.evaluation.Measure`."""
-        return 1
+        return len(rows["label"])
+
+    def digest(self, rows: Mapping[str, Sequence[Any]]) -> str:
+        """See `operators.evaluation.Measure`."""
+        return digest_of(rows)
 
     @torch.inference_mode()
     def measured(

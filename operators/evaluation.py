@@ -1,6 +1,5 @@
 """The verb `evaluate`: what a model's answers cost it, and how near its own come, document by document."""
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,17 @@ from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
 from operators import classifiers
 from operators.accuracy import Labels
-from operators.artifact import Adapter, Artifact, Dataset, Metrics, Model
+from operators.artifact import Adapter, Artifact, Dataset, Delta, Metrics, Model
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
+from operators.changed_models import beside, home_of, opened, without_base
+from operators.edit_scores import CARRIED_FACTS, Facts
 from operators.engines.native import Native, Sampling
-from operators.language_models import adapted, architecture_of, check, load, load_tokenizer
+from operators.facts import holds_facts, inherited, read_facts
+from operators.language_models import architecture_of, check, load_tokenizer
 from operators.objectives import answers, plain
 from operators.row_files import DatasetError
-from operators.rows import COLUMNS, SPOKEN, Form, form_of, read_rows
+from operators.rows import SPOKEN, Form, columns_of, digest_of, read_rows
 from operators.texts import check_length, unfit
 from operators.training import Training
 from operators.workspace import Workspace
@@ -31,23 +33,9 @@ SUMMARY, DOCUMENTS = "metrics.json", "documents.parquet"
 GENERATED = ("exact_match", "chrf")
 
 
-class BaseNeeded(LfmError, ValueError):
-    """An adapter without the model that it belongs to, or with another."""
-
-    def __init__(self, verb: str, got: str, wanted: str) -> None:
-        super().__init__(verb, got, wanted)
-        self.verb, self.got, self.wanted = verb, got, wanted
-
-    def __str__(self) -> str:
-        return (
-            f"{self.verb}: base is {self.got[:12] or 'none'}, expected the adapter's, {self.wanted[:12] or 'unknown'}. "
-            "Give the model that it was trained on as 'base'."
-        )
-
-
 def _foreseen(
     *,
-    model: Model | Adapter | None,
+    model: Model | Adapter | Delta | None,
     base: Model | None,
     data: Mapping[str, Dataset | None],
     kinds: Mapping[str, Sequence[type[Artifact]]],
@@ -57,19 +45,23 @@ def _foreseen(
     generate: int = 0,
     **others: object,
 ) -> Iterator[str]:
-    if Adapter in kinds["model"] and "base" not in kinds:
-        yield "base: none is given and model is an adapter, expected the model that it was trained on. Name it."
+    if lonely := without_base(kinds):
+        yield lonely
     yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
-    whole = base if isinstance(model, Adapter) else model
-    named = {f"data {name!r}": dataset for name, dataset in data.items()}
-    yield from unfit(Training(length=max(2, length)), None if whole is None else whole.path, named)
-    if whole is not None and (what := architecture_of(whole.path)) != "decoder":
+    if CARRIED_FACTS in data:
+        yield f"evaluate: data {CARRIED_FACTS!r}, expected another name: the model's own facts have it. Rename the set."
+    home = home_of(model, base)
+    facts = [name for name, dataset in data.items() if _of_facts(dataset)]
+    named = {f"data {name!r}": dataset for name, dataset in data.items() if name not in facts}
+    yield from unfit(Training(length=max(2, length)), home, named)
+    if home is not None and (what := architecture_of(home)) != "decoder":
         if what == "encoder":
-            yield f"model: {str(whole.path)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
+            yield f"model: {str(home)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
         if generate > 0:
             yield f"generate={generate}, expected 0 for a classifier, which writes nothing. Leave it out."
+        yield from (f"data {n!r}: facts, expected rows of text and label for a classifier. Give others." for n in facts)
 
 
 def _out_of_range(
@@ -89,36 +81,41 @@ def _out_of_range(
 def evaluate(
     work: Workspace,
     *,
-    model: Model | Adapter,
+    model: Model | Adapter | Delta,
     base: Model | None = None,
     data: Mapping[str, Dataset],
     length: int = 512,
     batch_size: int = 32,
     max_documents: int | None = None,
     generate: int = 0,
+    carried: bool = True,
 ) -> Metrics:
     """Measure a model on held-out sets.
 
     For each set: the mean loss of an answer token and its perplexity; with `generate`, greedy answers to the prompts
-    and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Of a classifier:
-    the mean loss of a label, and the share of labels that it gets right. Every number is kept for each document, so
-    that models can be compared in pairs.
+    and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Of a set of facts
+    what `operators.edit_scores` measures. Of a classifier: the mean loss of a label, and the share of labels that it
+    gets right. Every number is kept for each document, so that models can be compared in pairs.
 
     Args:
         work: The step's workspace.
-        model: What is measured.
-        base: What `model` was trained on, where it is an adapter.
+        model: What is measured; a change of weights without a model being written.
+        base: What `model` was made for, where it is an adapter or a change; and what it is compared with where facts
+            have neighbours.
         data: The sets by name.
         length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
             nothing comes before. A document without an answer token has no loss and weighs nothing. A classifier
             sees the first piece alone.
         batch_size: Rows at once.
         max_documents: Only so many of each set, the first ones.
-        generate: The most tokens of an answer; 0 generates none.
+        generate: The most tokens of an answer, and of the text whose fluency is measured; 0 generates none.
+        carried: Also measure the facts that the model and all that it was made from were given, as the set
+            ``carried facts``: whether an edit has been lost on the way.
 
     Raises:
         HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
-        BaseNeeded: An adapter came without its base.
+        BaseNeeded: An adapter or a change came without its base.
+        AnotherVocabulary: `base` has other tokens than the model, and there are facts to compare them on.
         NoLossToken: A set has no answer token at all.
         DatasetError: Rows are not of a form that the model knows, or something is asked of it by a document that has
             no answer.
@@ -127,15 +124,24 @@ def evaluate(
     """
     for problem in _out_of_range(length, batch_size, max_documents, generate):
         raise problem
-    whole, home = opened(model, base)
-    whole.to(torch.device("cuda" if work.resources.gpus else "cpu"))
-    measure: Measure
+    whole, home = opened("evaluate", model, base)
+    device = torch.device("cuda" if work.resources.gpus else "cpu")
+    whole.to(device)
+    sets: dict[str, tuple[Measure, Any]] = {}
     if architecture_of(home) == "classifier":
-        measure = Labels(whole, home, length=length, batch_size=batch_size)
+        labels = Labels(whole, home, length=length, batch_size=batch_size)
+        sets = {name: (labels, _rows(dataset, max_documents, labels.forms)) for name, dataset in data.items()}
     else:
-        measure = Answers(whole, home, length=length, batch_size=batch_size, max_tokens=generate)
-    sets = {name: _rows(dataset, max_documents, measure.forms) for name, dataset in data.items()}
-    total = sum(len(next(iter(rows.values()))) * measure.passes(rows) for rows in sets.values())
+        answered = Answers(whole, home, length=length, batch_size=batch_size, max_tokens=generate)
+        facts = {name: read_facts(dataset)[:max_documents] for name, dataset in data.items() if _of_facts(dataset)}
+        spoken = {name: _rows(d, max_documents, answered.forms) for name, d in data.items() if name not in facts}
+        if carried and (own := inherited([home, model.path])):
+            facts[CARRIED_FACTS] = own
+        other = beside(whole, home, base).to(device) if base and facts else None
+        known = Facts(answered.engine, other, batch_size=batch_size, max_tokens=generate)
+        sets = {name: (answered, rows) for name, rows in spoken.items()}
+        sets |= {name: (known, rows) for name, rows in facts.items()}
+    total = sum(measure.work(rows) for measure, rows in sets.values())
     done = 0
 
     def told(number: int, **measures: float) -> None:
@@ -145,10 +151,10 @@ def evaluate(
 
     summary: dict[str, dict[str, Any]] = {}
     tables = []
-    for name, rows in sets.items():
+    for name, (measure, rows) in sets.items():
         columns, means = measure.measured(name, rows, told)
-        number = len(columns["loss"])
-        summary[name] = {"documents": number, "digest": digest_of(rows), **means}
+        number = len(next(iter(columns.values())))
+        summary[name] = {"documents": number, "digest": measure.digest(rows), **means}
         tables.append(pa.table({"set": [name] * number, **columns}))
     about = {"sets": summary, "generate": generate, "parameters": sum(p.numel() for p in whole.parameters())}
     folder = work.scratch / "metrics"
@@ -159,19 +165,16 @@ def evaluate(
 
 
 class Measure(Protocol):
-    """What can be measured of one kind of model."""
+    """What can be measured of one kind of model, on one kind of rows."""
 
-    @property
-    def forms(self) -> Collection[Form]:
-        """What rows may be."""
+    def work(self, rows: Any) -> int:
+        """How many times it tells of a row that it is done."""
 
-    def passes(self, rows: Mapping[str, Sequence[Any]]) -> int:
-        """How often it tells of each row that it is done."""
+    def digest(self, rows: Any) -> str:
+        """Of what rows ask and expect, so that two results can be known to be about the same documents."""
 
-    def measured(
-        self, name: str, rows: Mapping[str, Sequence[Any]], told: Callable[..., None]
-    ) -> tuple[dict[str, list[Any]], dict[str, float]]:
-        """A set's numbers for each document, one of which is its ``loss``, and their means."""
+    def measured(self, name: str, rows: Any, told: Callable[..., None]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        """A set's numbers for each document, and their means."""
 
 
 class Answers:
@@ -185,9 +188,13 @@ class Answers:
         self.length, self.batch_size, self.max_tokens = length, batch_size, max_tokens
         check_length("evaluate", length, self.engine.context)
 
-    def passes(self, rows: Mapping[str, Sequence[Any]]) -> int:
-        """See `Measure`; text has no prompts."""
-        return 2 if self.max_tokens and "text" not in rows else 1
+    def work(self, rows: Mapping[str, Sequence[Any]]) -> int:
+        """See `Measure`."""
+        return len(next(iter(rows.values()))) * (2 if self._asks(rows) else 1)
+
+    def digest(self, rows: Mapping[str, Sequence[Any]]) -> str:
+        """See `Measure`."""
+        return digest_of(rows)
 
     def measured(
         self, name: str, rows: Mapping[str, Sequence[Any]], told: Callable[..., None]
@@ -197,30 +204,14 @@ class Answers:
         columns = losses(self.engine, found, length=self.length, batch_size=self.batch_size, name=name)
         means = _mean_loss(columns)
         told(len(columns["loss"]), **{f"{name}_loss": means["loss"]})
-        if self.passes(rows) > 1:
+        if self._asks(rows):
             columns |= scores(self.engine, rows, self.max_tokens, self.batch_size, name=name, told=told)
             means |= {k: float(np.mean(columns[k])) for k in GENERATED}
         return columns, means
 
-
-def opened(model: Model | Adapter, base: Model | None) -> tuple[Any, Path]:
-    """A model, or an adapter on its base, and the folder with its tokenizer."""
-    if isinstance(model, Model):
-        return _load(model.path)(model.path, torch.float32), model.path
-    wanted = str(model.about.get("base", ""))
-    if base is None or (wanted and base.digest and wanted != base.digest):
-        raise BaseNeeded("evaluate", base.digest if base else "", wanted)
-    return adapted(_load(base.path)(base.path, torch.float32), model.path), base.path
-
-
-def _load(folder: Path) -> Callable[[Path, torch.dtype], Any]:
-    return load if architecture_of(folder) == "decoder" else classifiers.load
-
-
-def digest_of(rows: Mapping[str, Sequence[Any]]) -> str:
-    """Of what rows ask and expect, so that two results can be known to be about the same documents."""
-    columns = [rows[column] for column in COLUMNS[form_of(tuple(rows))]]
-    return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
+    def _asks(self, rows: Mapping[str, Sequence[Any]]) -> bool:
+        """Whether answers are generated: text has no prompts."""
+        return bool(self.max_tokens) and "text" not in rows
 
 
 @torch.inference_mode()
@@ -328,6 +319,14 @@ def _wanted(rows: Mapping[str, Sequence[Any]]) -> Iterator[str | None]:
 
 def _rows(dataset: Dataset, max_documents: int | None, forms: Collection[Form]) -> dict[str, list[Any]]:
     return dict(read_rows(dataset, forms=forms).slice(0, max_documents).to_pydict())
+
+
+def _of_facts(dataset: Dataset | None) -> bool:
+    """Whether its rows are facts, by their columns; not where these cannot be read, which others say."""
+    try:
+        return dataset is not None and holds_facts(columns_of(dataset.uri))
+    except LfmError:
+        return False
 
 
 def _mean_loss(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:

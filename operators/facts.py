@@ -167,15 +167,20 @@ def carried(folder: Path) -> list[FactRow]:
     return _read([file], str(file)) if file.is_file() else []
 
 
+def inherited(sources: Iterable[Path], facts: Sequence[FactRow] = ()) -> list[FactRow]:
+    """The facts of all that something was made from, and its own: of two of one prompt the later one."""
+    rows = [*(row for source in sources for row in carried(source)), *facts]
+    return list({row.prompt: row for row in rows}.values())
+
+
 def carry(sources: Iterable[Path], folder: Path, facts: Sequence[FactRow] = ()) -> None:
-    """Write into `folder` the facts of all that it was made from, and its own: of two of one prompt the later one.
+    """Write into `folder` what it has `inherited`.
 
     So an evaluation of what comes much later can tell whether an edit has been lost on the way.
     """
-    rows = [*(row for source in sources for row in carried(source)), *facts]
-    latest = {row.prompt: row for row in rows}
-    if latest:
-        (folder / CARRIED).write_text("".join(f"{line}\n" for line in _lines(latest.values())))
+    rows = inherited(sources, facts)
+    if rows:
+        (folder / CARRIED).write_text("".join(f"{line}\n" for line in _lines(rows)))
 
 
 def _lines(rows: Iterable[FactRow]) -> Iterator[str]:

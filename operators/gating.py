@@ -13,31 +13,41 @@ from lfm.errors import LfmError, UnknownName
 from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
+from operators.edit_scores import EditMeasure
 from operators.evaluation import DOCUMENTS, SUMMARY
 from operators.records import check_types
 from operators.row_files import DatasetError
 from operators.workspace import Workspace
 
-Measure = Literal["loss", "exact_match", "chrf", "accuracy"]
+Measure = Literal["loss", "exact_match", "chrf", "accuracy", EditMeasure, "score"]
+LOWER = ("loss", "divergence")  # better when lower
+GENERATED = ("exact_match", "chrf", "fluency")  # depend on how many tokens an answer may have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Requirement:
-    """One comparison on one held-out set.
+    """One comparison on one held-out set, or on the facts that a model carries.
 
     Attributes:
         better: The result that has to be better.
-        than: The one it is compared with.
+        than: The one it is compared with; or a number that the mean itself has to reach. Facts that were edited are
+            all that there are and no sample of more, so a number is compared without an interval.
         on: The set.
-        measure: ``loss`` has to be lower, ``exact_match``, ``chrf`` and a classifier's ``accuracy`` higher.
+        measure: ``loss`` and ``divergence`` have to be lower, all others higher. ``score`` is no document's own and
+            can only reach a number.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
 
     better: str
-    than: str
+    than: str | float
     on: str
     measure: Measure = "loss"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The results that it looks at."""
+        return tuple(dict.fromkeys(n for n in (self.better, self.than) if isinstance(n, str)))
 
 
 class GateClosed(LfmError, RuntimeError):
@@ -59,7 +69,9 @@ def _foreseen(
     for requirement in require:
         if requirement.better == requirement.than:
             yield f"gate: {requirement.better!r} has to be better than itself, expected another result. Name one."
-        for name in dict.fromkeys((requirement.better, requirement.than)):
+        if requirement.measure == "score" and isinstance(requirement.than, str):
+            yield f"gate: score is compared with {requirement.than!r}, expected a number: it is of a set. Give one."
+        for name in requirement.names:
             try:
                 _looked_up(name, requirement, results)
             except LfmError as problem:
@@ -68,7 +80,7 @@ def _foreseen(
 
 @operator(problems=_foreseen)
 def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], require: Sequence[Requirement]) -> Model:
-    """Hand `model` on if every requirement holds with a 95 % interval that excludes 0.
+    """Hand `model` on if every requirement holds: with a 95 % interval that excludes 0, or with a mean that is reached.
 
     Args:
         work: The step's workspace.
@@ -94,30 +106,38 @@ def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], requi
 
 
 def compared(requirement: Requirement, results: Mapping[str, Metrics]) -> Difference:
-    """`better` minus `than`, paired by document.
+    """`better` minus `than`: paired by document, or the mean minus the number, which has no interval.
 
     Raises:
         NotComparable: They were not measured on the same documents in the same way.
         UnknownName: One of them was not measured.
     """
+    if not isinstance(requirement.than, str):
+        gap = _looked_up(requirement.better, requirement, results)[requirement.measure] - requirement.than
+        return Difference(mean=gap, low=gap, high=gap)
     names = requirement.better, requirement.than
     one, other = (_looked_up(name, requirement, results) for name in names)
     pair = f"{names[0]!r} and {names[1]!r} on {requirement.on!r}"
     if one["digest"] != other["digest"]:
         fix = "Evaluate both on the same data, with the same max_documents."
         raise NotComparable(f"{pair} were measured on different documents", "the same ones", fix)
+    if requirement.measure in GENERATED and one["generate"] != other["generate"]:
+        what = f"{pair} answered with up to {one['generate']} and {other['generate']} tokens"
+        raise NotComparable(what, "the same number", "Evaluate both with the same generate.")
+    if requirement.measure == "score":
+        what = f"{pair} have one score each, and no document has its own"
+        raise NotComparable(what, "a measure of each document, or a number", "Give one.")
     mine, theirs = (documents_of(results[name], requirement.on) for name in names)
     if requirement.measure == "loss":
         if mine["tokens"] != theirs["tokens"]:
             fix = "Use models with the same tokenizer, and the same length."
             raise NotComparable(f"{pair} have losses of other tokens", "the same ones", fix)
-        weights = np.array(mine["tokens"], np.float64)
-    else:
-        if one["generate"] != other["generate"]:
-            what = f"{pair} answered with up to {one['generate']} and {other['generate']} tokens"
-            raise NotComparable(what, "the same number", "Evaluate both with the same generate.")
-        weights = np.ones(len(mine["set"]))
-    return paired_bootstrap(np.array(mine[requirement.measure]), np.array(theirs[requirement.measure]), weights)
+        return paired_bootstrap(np.array(mine["loss"]), np.array(theirs["loss"]), np.array(mine["tokens"], np.float64))
+    # A fact that does not say what a measure takes has none in both, and weighs nothing.
+    pairs = list(zip(mine[requirement.measure], theirs[requirement.measure], strict=True))
+    weights = np.array([float(None not in pair) for pair in pairs])
+    values = np.array([(0.0, 0.0) if None in pair else pair for pair in pairs])
+    return paired_bootstrap(values[:, 0], values[:, 1], weights)
 
 
 def _looked_up(name: str, requirement: Requirement, results: Mapping[str, Metrics | None]) -> dict[str, Any]:
@@ -153,13 +173,20 @@ def documents_of(result: Metrics, on: str) -> dict[str, list[Any]]:
 
 
 def holds(requirement: Requirement, difference: Difference) -> bool:
-    """Whether the whole interval lies on the better side."""
-    return difference.high < 0 if requirement.measure == "loss" else difference.low > 0
+    """Whether the whole interval lies on the better side; a number is reached by what is equal to it."""
+    lower = requirement.measure in LOWER
+    if not isinstance(requirement.than, str):
+        return difference.mean <= 0 if lower else difference.mean >= 0
+    return difference.high < 0 if lower else difference.low > 0
 
 
 def said(requirement: Requirement, difference: Difference) -> str:
     """The comparison as a clause."""
+    one = f"{requirement.measure} of {requirement.better}"
+    if not isinstance(requirement.than, str):
+        bound = f"{'at most' if requirement.measure in LOWER else 'at least'} {requirement.than:g}"
+        return f"{one} on {requirement.on} is {requirement.than + difference.mean:.4f}, where {bound} is required"
     return (
-        f"{requirement.measure} of {requirement.better} minus {requirement.than} on {requirement.on} is "
+        f"{one} minus {requirement.than} on {requirement.on} is "
         f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     )

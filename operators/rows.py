@@ -1,5 +1,6 @@
 """Dataset -> rows of one of four forms, whichever files and columns they come in."""
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -149,6 +150,12 @@ def read_rows(
     if not table.num_rows:
         raise _empty(dataset.uri)
     return table
+
+
+def digest_of(rows: Mapping[str, Sequence[Any]]) -> str:
+    """Of what rows ask and expect, so that two results can be known to be about the same documents."""
+    columns = [rows[column] for column in COLUMNS[form_of(tuple(rows))]]
+    return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
 
 
 def other_form(form: Form, wanted: Collection[Form]) -> tuple[str, str]:

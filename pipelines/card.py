@@ -10,7 +10,7 @@ from lfm.errors import UnknownName
 from operators.artifact import Metrics, kind_of
 from operators.catalog import Catalog
 from pipelines.ancestry import Ancestor, ancestor_line, results, sources
-from pipelines.findings import MEASURES, cells, evaluation
+from pipelines.findings import cells, columns, evaluation
 from pipelines.inputs import hub
 from pipelines.store import Result, Store
 
@@ -118,10 +118,11 @@ def _measured(store: Store, found: Sequence[Ancestor]) -> Iterator[str]:
         return any(role == "model" and one["digest"] == digest for role, one, _ in sources(step))
 
     steps = [r for r in results(store) if r.kind == kind_of(Metrics) and of_it(r)]
-    rows = [[step.step, *cells(one)] for step in steps for one in evaluation(step.about)]
+    rows = [(step.step, one) for step in steps for one in evaluation(step.about)]
+    shown = columns(one for _, one in rows)
     if rows:
-        yield f"| step | on | documents | {' | '.join(MEASURES)} |\n|{' --- |' * (len(MEASURES) + 3)}"
-        yield from (f"| {' | '.join(row)} |" for row in rows)
+        yield f"| step | on | documents | {' | '.join(shown)} |\n|{' --- |' * (len(shown) + 3)}"
+        yield from (f"| {' | '.join((step, *cells(one, shown)))} |" for step, one in rows)
     noted = [one for a in found if a.digest == digest and a.made_by for one in a.made_by.about.get("gate", ())]
     said = dict.fromkeys(one["said"] for one in noted)
     if said:

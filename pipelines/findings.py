@@ -1,6 +1,6 @@
 """What steps noted -> what was found: evaluations, comparisons, endpoints."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,23 @@ MEASURES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "perplexity": min,
     "exact_match": max,
     "chrf": max,
+    "efficacy": max,
+    "efficacy_exact": max,
+    "efficacy_success": max,
+    "efficacy_magnitude": max,
+    "paraphrase": max,
+    "paraphrase_exact": max,
+    "paraphrase_success": max,
+    "paraphrase_magnitude": max,
+    "neighbour_success": max,
+    "neighbour_magnitude": max,
+    "specificity": max,
+    "divergence": min,
+    "fluency": max,
+    "score": max,
 }
 """The measures of an evaluation that come first, and which of several values is the best one."""
+ALWAYS = ("loss", "perplexity", "exact_match", "chrf")  # have a column in a table even where nothing has them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +81,23 @@ def _abouts(states: Mapping[str, StepState]) -> Iterator[tuple[str, Mapping[str,
 
 def measured_table(found: Iterable[tuple[str, Measured]]) -> Table:
     """Evaluations as rows."""
+    found = list(found)
+    shown = columns(one for _, one in found)
     made = Table("measured", "on", box=None, pad_edge=False, header_style="bold")
-    for name in ("documents", *MEASURES):
+    for name in ("documents", *shown):
         made.add_column(name.replace("_", " "), justify="right")
     for step, one in found:
-        made.add_row(step, *cells(one))
+        made.add_row(step, *cells(one, shown))
     return made
 
 
-def cells(one: Measured) -> list[str]:
-    """An evaluation as a table has it: the set, its documents, and each of `MEASURES` that there is."""
-    values = [f"{one.values[m]:.4g}" if m in one.values else "" for m in MEASURES]
+def columns(found: Iterable[Measured]) -> tuple[str, ...]:
+    """The measures that a table of these evaluations has: some always, others where there are any."""
+    there = {name for one in found for name in one.values}
+    return tuple(m for m in MEASURES if m in ALWAYS or m in there)
+
+
+def cells(one: Measured, shown: Sequence[str]) -> list[str]:
+    """An evaluation as a table has it: the set, its documents, and each of the measures that there is."""
+    values = [f"{one.values[m]:.4g}" if m in one.values else "" for m in shown]
     return [one.on, str(one.documents), *values]

@@ -11,10 +11,12 @@ import transformers
 from lfm.errors import HyperparameterError
 from operators.artifact import Adapter, Dataset, Model
 from operators.batches import NoLossToken
+from operators.changed_models import BaseNeeded
 from operators.engines.native import Native
-from operators.evaluation import BaseNeeded, digest_of, evaluate, scores
+from operators.evaluation import evaluate, scores
 from operators.language_models import load, load_tokenizer
 from operators.row_files import DatasetError
+from operators.rows import digest_of
 from tests.operators import small
 
 TALK = [

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from lfm.errors import UnknownName
 from lfm.significance import NotComparable
 from operators.artifact import Metrics, Model
-from operators.gating import GateClosed, Requirement, compared, gate
+from operators.gating import GateClosed, Requirement, compared, gate, holds, said
 from operators.row_files import DatasetError
 
 MODEL = Model("model", "d" * 64, {"method": "Linear"})
@@ -140,9 +140,46 @@ def test_a_plan_hears_of_everything_at_once(results):
     ]
 
 
+def test_a_fact_that_has_nothing_of_a_measure_weighs_nothing(tmp_path):
+    def of_facts(name, values):
+        folder = tmp_path / name
+        folder.mkdir()
+        known = [v for v in values if v is not None]
+        summary = {"documents": len(values), "digest": "same", "efficacy": sum(known) / len(known), "score": 0.5}
+        pq.write_table(pa.table({"set": ["facts"] * len(values), "efficacy": values}), folder / "documents.parquet")
+        (folder / "metrics.json").write_text(json.dumps({"sets": {"facts": summary}, "generate": 0}))
+        return Metrics(str(folder))
+
+    results = {"new": of_facts("new", [1.0, None, 0.5] * 8), "old": of_facts("old", [0.25, None, 0.25] * 8)}
+    require = Requirement(better="new", than="old", on="facts", measure="efficacy")
+    found = compared(require, results)
+    assert found.mean == pytest.approx((0.75 + 0.25) / 2)
+    assert 0.25 < found.low < found.mean < found.high < 0.75
+    number = Requirement(better="new", than=0.75, on="facts", measure="efficacy")
+    assert holds(number, compared(number, results))
+    higher = Requirement(better="new", than=0.76, on="facts", measure="efficacy")
+    assert not holds(higher, compared(higher, results))
+    score = Requirement(better="new", than="old", on="facts", measure="score")
+    with pytest.raises(NotComparable, match="have one score each, and no document has its own"):
+        compared(score, results)
+    assert list(gate.problems(model=None, results=results, require=[score], resources=None)) == [
+        "gate: score is compared with 'old', expected a number: it is of a set. Give one."
+    ]
+    assert list(gate.problems(model=None, results=results, require=[number], resources=None)) == []
+
+
+def test_a_loss_reaches_a_number_from_above(results):
+    for than, fine in ((1.6, True), (1.5, True), (1.4, False)):
+        require = Requirement(better="expert", than=than, on="text")
+        found = compared(require, results)
+        assert holds(require, found) is fine
+    assert said(require, found) == "loss of expert on text is 1.5000, where at most 1.4 is required"
+
+
 def test_a_requirement_with_a_typing_error_is_refused():
     read = TypeAdapter(list[Requirement]).validate_python
     assert read([{"better": "a", "than": "b", "on": "c"}]) == [Requirement(better="a", than="b", on="c")]
+    assert read([{"better": "a", "than": 1, "on": "c"}])[0].than == 1.0
     for wrong in ({"mesure": "chrf"}, {"measure": "bleu"}):
         with pytest.raises(ValidationError):
             read([{"better": "a", "than": "b", "on": "c", **wrong}])

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from pipelines.ancestry import ancestry
 from pipelines.card import model_card
-from pipelines.findings import Measured, cells, evaluation, measured_table, measurements
+from pipelines.findings import Measured, cells, columns, evaluation, measured_table, measurements
 from pipelines.lineage import StepState
 from pipelines.store import Result
 
@@ -24,7 +24,15 @@ def test_an_evaluation_is_read_set_by_set_with_its_numbers():
         Measured(on="chat", documents=12, values={"loss": 1.25, "perplexity": 3.4903, "tokens": 90.0}),
         Measured(on="mail", documents=3, values={"loss": 2.0, "chrf": 0.5}),
     ]
-    assert [cells(one) for one in evaluation(NOTED)] == TABLED
+    found = evaluation(NOTED)
+    assert [cells(one, columns(found)) for one in found] == TABLED
+
+
+def test_what_is_measured_of_edits_has_columns_only_where_there_are_edits():
+    sets = {**NOTED["sets"], "carried facts": {"documents": 2, "efficacy": 0.5, "score": 0.25, "facts": {"score": 1}}}
+    found = evaluation({"sets": sets})
+    assert columns(found) == ("loss", "perplexity", "exact_match", "chrf", "efficacy", "score")
+    assert cells(found[2], columns(found)) == ["carried facts", "2", "", "", "", "", "0.5", "0.25"]
 
 
 @pytest.mark.parametrize(
