@@ -14,6 +14,7 @@ from lfm.tuning.full import Full
 from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.batches import Batch
+from operators.facts import carry
 from operators.language_models import DTYPES, check, config_of, head_of, load, load_tokenizer, save, stored_dtype
 from operators.loop import Job, Place
 from operators.objectives import answers
@@ -127,6 +128,7 @@ def distill(
     if wrong:
         raise DistillationError(wrong)
     folder, measures = fit(work, _job, {**arguments, "scratch": work.scratch}, training)
+    carry([teacher.path, student.path], folder)
     return work.save(Model, folder, {"method": type(method).__name__, **measures})
 
 

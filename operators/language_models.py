@@ -1,7 +1,7 @@
 """Folders <-> causal language models of transformers and PEFT, and how these are put together."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,10 +157,21 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Write the tokenizer of one folder into another, as it is."""
-    for name in TOKENIZER_FILES:
+    _copy(TOKENIZER_FILES, source, target)
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Write all of a model's folder but its weights into another, as it is."""
+    _copy((*CONFIGS, *TOKENIZER_FILES), source, target)
+
+
+def _copy(names: Iterable[str], source: Path, target: Path) -> None:
+    for name in names:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())
 
+
+CONFIGS = ("config.json", "lfm.json", "preprocessor_config.json", "processor_config.json")
 
 TOKENIZER_FILES = (
     "tokenizer.json",

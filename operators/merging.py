@@ -14,10 +14,9 @@ from lfm.weights import Header, Weights, Writer
 from operators.artifact import Adapter, Model
 from operators.base import operator
 from operators.experts import MergeError, clause, opened, reader, unfit
-from operators.language_models import DTYPES, config_of, copy_tokenizer
+from operators.facts import carry
+from operators.language_models import DTYPES, config_of, copy_settings
 from operators.workspace import Workspace
-
-CONFIGS = ("config.json", "lfm.json", "preprocessor_config.json", "processor_config.json")
 
 
 def problems(
@@ -92,6 +91,7 @@ def merge(
         for name in headers.keys() - set(floats):
             out.write(name, source.read(name))
     _copy_config(base.path, folder, dtype)
+    carry([base.path, *(e.path for e in experts)], folder)
     return work.save(Model, folder, {"method": type(method).__name__, "experts": len(experts)})
 
 
@@ -109,10 +109,7 @@ def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _copy_config(source: Path, target: Path, dtype: str) -> None:
-    copy_tokenizer(source, target)
-    for name in CONFIGS:
-        if (source / name).is_file():
-            (target / name).write_bytes((source / name).read_bytes())
+    copy_settings(source, target)
     if dtype != "base" and (source / "config.json").is_file():
         config = config_of(source)
         config.pop("torch_dtype", None)  # its older name

@@ -45,7 +45,7 @@ def unmet(
     if needs.architecture != "any":
         for what in {a for a in architectures if a is not None and a != needs.architecture}:
             fix = "Give another, or choose another method."
-            yield f"{name}: a {what} under {called}, expected a {needs.architecture}. {fix}"
+            yield f"{name}: {what!r} under {called}, expected {needs.architecture!r}. {fix}"
     for kind in needs.statistics:
         if statistics is not None and kind not in statistics:
             fix = f"Make a step of the verb 'measure' with statistics: [{kind}] for each."

@@ -14,6 +14,7 @@ from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
 from operators.batches import Rows
 from operators.classifiers import GIVE_HEAD, HEADLESS
+from operators.facts import carry
 from operators.language_models import (
     DTYPES,
     UnsupportedModel,
@@ -84,6 +85,7 @@ def tune(
     """
     arguments = {"model": model, "data": data, "held_out": held_out, "method": method, "training": training}
     folder, measures = fit(work, _job, arguments, training)
+    carry([model.path], folder)
     if method.gives == kind_of(Adapter):
         return work.save(Adapter, folder, {"base": model.digest, **measures})
     return work.save(Model, folder, measures)

@@ -3,13 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from lfm.deltas import Delta
+from lfm.errors import LfmError
 from lfm.hooks import Blocks
 from lfm.method import Method, Needs
+
+TOKENS = "tokens"
+"""What statistics call how many tokens they are of."""
+
+
+class EditError(LfmError, ValueError):
+    """Facts that a method cannot put into a model."""
+
+    def __init__(self, method: str, what: str, allowed: str, fix: str) -> None:
+        super().__init__(method, what, allowed, fix)
+        self.method, self.what, self.allowed, self.fix = method, what, allowed, fix
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.what}, expected {self.allowed}. {self.fix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,23 @@ class Edit(Method, ABC):
 
     __slots__ = ()
     needs = Needs(access="gradients", data="labelled", architecture="decoder")
+    taught: ClassVar[bool] = False
+    """Whether it works through an editor that was trained for the model."""
+
+    def check(self, num_layers: int) -> None:
+        """Refuse a model of so many layers, before anything of it is read.
+
+        Raises:
+            HyperparameterError: It has no such layer.
+        """
+
+    def judged(self, blocks: Blocks, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """What is worth knowing of the statistics that it will use, by name; often nothing.
+
+        Raises:
+            EditError: They are not good enough.
+        """
+        return {}
 
     @abstractmethod
     def solve(
@@ -66,9 +99,12 @@ class Edit(Method, ABC):
             model: Who is edited.
             blocks: Its layers.
             facts: What it shall say; where it takes several they are changed together, else one after the other.
-            statistics: What was measured of this model, by name: of the kinds in `needs`.
+            statistics: What was measured of this model, by name: of the kinds in `needs`, and `TOKENS`.
             editor: What was trained to edit this model, where the method has such a thing.
 
         Returns:
             What is added to each parameter that changes, float32.
+
+        Raises:
+            EditError: It cannot be done with these facts, statistics or this editor.
         """

@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path, data):
     assert clause.startswith("model: ")
     assert "has no labels yet, expected a classifier. Tune it first" in clause
     (clause,) = refused(tune, model=decoder, data=text, method=LinearProbe())
-    assert clause.startswith("LinearProbe: a decoder under model, expected a classifier.")
+    assert clause.startswith("LinearProbe: 'decoder' under model, expected 'classifier'.")
     measured = {"base": None, "data": {"set": data}, "kinds": {"model": (Model,)}, "length": 16}
     assert refused(evaluate, model=model, **measured) == []
     (clause,) = refused(evaluate, model=encoder, **measured)
