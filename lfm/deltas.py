@@ -83,19 +83,33 @@ def read(folder: Path) -> dict[str, Change]:
         DamagedDelta: A change lacks a part or has one too many.
     """
     weights = Weights(folder, STEM)
-    parts: dict[str, dict[str, Tensor]] = {}
+    return {name: _change(weights, held) for name, held in parts(folder, weights).items()}
+
+
+def parts(folder: Path, weights: Weights) -> dict[str, dict[str, str]]:
+    """What `write` wrote of each parameter, without reading it: by the parameter's name the key of each part.
+
+    Args:
+        folder: What messages call it.
+        weights: Those of its file.
+
+    Raises:
+        DamagedDelta: A change lacks a part or has one too many.
+    """
+    found: dict[str, dict[str, str]] = {}
     for key in weights.headers:
         name, _, part = key.rpartition(".")
-        parts.setdefault(name, {})[part] = weights.read(key)
-    found: dict[str, Change] = {}
-    for name, held in parts.items():
-        if held.keys() == {ADDED}:
-            found[name] = Dense(held[ADDED])
-        elif held.keys() == {LEFT, RIGHT}:
-            found[name] = LowRank(held[LEFT], held[RIGHT])
-        else:
+        found.setdefault(name, {})[part] = key
+    for name, held in found.items():
+        if held.keys() not in ({ADDED}, {LEFT, RIGHT}):
             raise DamagedDelta(str(folder), f"{name!r} with {' and '.join(sorted(held))}")
     return found
+
+
+def _change(weights: Weights, held: Mapping[str, str]) -> Change:
+    if ADDED in held:
+        return Dense(weights.read(held[ADDED]))
+    return LowRank(weights.read(held[LEFT]), weights.read(held[RIGHT]))
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ DTYPES = {
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 SHARD_BYTES = 5_000_000_000  # what a file on the Hugging Face hub usually has at most
+COMPARED = 1 << 20  # values that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,52 @@ class Header:
     dtype: torch.dtype
 
     @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
         """Its size in a file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A parameter in a file that is open: any stretch of its values can be read, in the order of the flat parameter."""
+
+    name: str
+    header: Header
+    path: Path
+    descriptor: int
+    offset: int
+
+    def values(self, first: int, out: Tensor) -> None:
+        """Read as many values as `out` has, from the `first` one on, into its memory, as float32.
+
+        Args:
+            first: Number of a value.
+            out: Contiguous float32 of any shape.
+        """
+        if self.header.dtype == out.dtype:
+            self._read(first, out)
+        else:
+            out.copy_(self.raw(first, out.numel()).view(out.shape))
+
+    def raw(self, first: int, count: int) -> Tensor:
+        """`count` values from the `first` one on, flat, in their stored dtype, in memory of their own."""
+        out = torch.empty(count, dtype=self.header.dtype)
+        self._read(first, out)
+        return out
+
+    def _read(self, first: int, out: Tensor) -> None:
+        view = _bytes(out)
+        offset = self.offset + first * out.dtype.itemsize
+        while view:  # one call of the system reads 2 GiB at most
+            count = os.preadv(self.descriptor, [view], offset)
+            if not count:
+                raise WeightsError(str(self.path), f"ends inside {self.name!r}", "the size that it had before")
+            view, offset = view[count:], offset + count
 
 
 class Weights:
@@ -86,21 +131,39 @@ class Weights:
         Raises:
             UnknownName: There is none of this name.
         """
+        with self.opened(name) as stored:
+            return stored.raw(0, stored.header.size).reshape(stored.header.shape)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Stored]:
+        """One parameter, to be read in stretches while the block runs.
+
+        Raises:
+            UnknownName: There is none of this name.
+        """
         if name not in self.headers:
             raise UnknownName("parameter", name, tuple(self.headers))
-        header, (path, offset) = self.headers[name], self._places[name]
-        if not header.bytes:
-            return torch.empty(header.shape, dtype=header.dtype)
-        data = bytearray(header.bytes)
-        view = memoryview(data)
+        path, offset = self._places[name]
         with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while view:  # one call of the system reads 2 GiB at most
-                count = file.readinto(view)
-                if not count:
-                    raise WeightsError(str(path), f"ends inside {name!r}", "the size that it had before")
-                view = view[count:]
-        return torch.frombuffer(data, dtype=torch.uint8).view(header.dtype).reshape(header.shape)
+            yield Stored(name, self.headers[name], path, file.fileno(), offset)
+
+
+def equal(one: Weights, name: str, other: Weights, its_name: str) -> bool:
+    """Whether two stored parameters have the same shape, dtype and values; never holds them whole."""
+    header = one.headers[name]
+    if header != other.headers[its_name]:
+        return False
+    with one.opened(name) as here, other.opened(its_name) as there:
+        for first in range(0, header.size, COMPARED):
+            count = min(COMPARED, header.size - first)
+            if not torch.equal(here.raw(first, count), there.raw(first, count)):
+                return False
+    return True
+
+
+def _bytes(value: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return value.detach().reshape(-1).view(torch.uint8).numpy().data if value.numel() else memoryview(b"")
 
 
 def _files(folder: Path, stem: str) -> list[tuple[Path, set[str] | None]]:
@@ -192,56 +255,85 @@ def _shard(file: str, headers: Mapping[str, Header]) -> Shard:
     return Shard(file, head, {n: o + len(head) for n, o in offsets.items()}, len(head) + end)
 
 
-class Writer:
-    """Writes parameters in any order, each straight to its place in files of their final size.
+Put = Callable[[int, Tensor], None]
+"""Writes values, flat or not, to where a parameter has its values from the given number on."""
 
-    Leaving it as a context manager without an error checks that nothing is missing.
+
+class Writer:
+    """Writes parameters in any order, whole or in stretches, each straight to its place in files of their final size.
+
+    As a context manager it allocates the files, and checks where it is left without an error that nothing is missing.
     """
 
     def __init__(self, folder: Path, headers: Mapping[str, Header], *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Allocate the files.
+        """Lay out the files; writes nothing, so that several processes can write what one has allocated.
 
         Args:
             folder: Exists; files of weights in it are overwritten.
             headers: What will be written.
             shard_bytes: As in `layout`.
         """
-        self._headers, self._missing = dict(headers), dict.fromkeys(headers)
-        self._places: dict[str, tuple[Path, int]] = {}
-        shards = layout(headers, shard_bytes)
-        for shard in shards:
-            path = folder / shard.file
-            path.write_bytes(shard.head)
-            os.truncate(path, shard.size)
-            self._places |= {name: (path, offset) for name, offset in shard.offsets.items()}
-        if len(shards) > 1:
-            files = {name: self._places[name][0].name for name in headers}
-            sizes = {"total_size": sum(h.bytes for h in headers.values())}
+        self.folder, self.shards = folder, layout(headers, shard_bytes)
+        self._headers = dict(headers)
+        self._missing = dict.fromkeys(headers)
+        self._places = {
+            n: (folder / shard.file, offset) for shard in self.shards for n, offset in shard.offsets.items()
+        }
+
+    def allocate(self, *, but: Collection[str] = ()) -> None:
+        """Make the files, with their final size and headers, and the index.
+
+        Args:
+            but: Names of files that are there already.
+        """
+        for shard in self.shards:
+            if shard.file not in but:
+                path = self.folder / shard.file
+                path.write_bytes(shard.head)
+                os.truncate(path, shard.size)
+        if len(self.shards) > 1:
+            files = {name: self._places[name][0].name for name in self._headers}
+            sizes = {"total_size": sum(h.bytes for h in self._headers.values())}
             text = json.dumps({"metadata": sizes, "weight_map": files}, indent=2)
-            (folder / "model.safetensors.index.json").write_text(text + "\n")
+            (self.folder / "model.safetensors.index.json").write_text(text + "\n")
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Put]:
+        """One parameter, to be written in stretches while the block runs.
+
+        Raises:
+            UnknownName: There is no place for one of this name.
+        """
+        if name not in self._headers:
+            raise UnknownName("parameter", name, tuple(self._headers))
+        header, (path, offset) = self._headers[name], self._places[name]
+        with path.open("r+b", buffering=0) as file:
+
+            def put(first: int, value: Tensor) -> None:
+                assert value.dtype == header.dtype, (name, value.dtype, header.dtype)
+                view, at = _bytes(value.cpu().contiguous()), offset + first * header.dtype.itemsize
+                while view:  # one call of the system writes 2 GiB at most
+                    written = os.pwrite(file.fileno(), view, at)
+                    view, at = view[written:], at + written
+
+            yield put
 
     def write(self, name: str, value: Tensor) -> None:
-        """Write one parameter.
+        """Write one parameter whole.
 
         Raises:
             UnknownName: There is no place for one of this name.
             ShapeError: Its shape is not the one that was announced.
         """
-        if name not in self._headers:
-            raise UnknownName("parameter", name, tuple(self._headers))
-        header, (path, offset) = self._headers[name], self._places[name]
-        if tuple(value.shape) != header.shape:
-            raise ShapeError(f"{name!r}", tuple(value.shape), header.shape, "Keep the shape that was announced.")
-        assert value.dtype == header.dtype, (name, value.dtype, header.dtype)
-        if header.bytes:
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            with path.open("r+b", buffering=0) as file:
-                while data:  # one call of the system writes 2 GiB at most
-                    written = os.pwrite(file.fileno(), data, offset)
-                    data, offset = data[written:], offset + written
+        if name in self._headers and tuple(value.shape) != self._headers[name].shape:
+            fix = "Keep the shape that was announced."
+            raise ShapeError(f"{name!r}", tuple(value.shape), self._headers[name].shape, fix)
+        with self.opened(name) as put:
+            put(0, value)
         self._missing.pop(name, None)
 
     def __enter__(self) -> Self:
+        self.allocate()
         return self
 
     def __exit__(

@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lfm.errors import LfmError, ShapeError
 from lfm.weights import Weights, parsed
+from operators.weight_changes import Change
 
 HARMLESS = frozenset(  # fields that this file reads, or that say nothing about the finished adapter's arithmetic
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config"  # noqa: SIM905  28 lines otherwise
@@ -30,37 +28,6 @@ class UnsupportedAdapter(LfmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}, expected {self.allowed}. Merge it into its base with PEFT first."
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What becomes of one parameter: it is replaced by `whole` if there is one, then `scale * high @ low` is added.
-
-    Attributes:
-        weights: The adapter's.
-        shape: The parameter's.
-        whole: Name of what replaces it.
-        low: Name of the matrix with as many rows as the rank.
-        high: Name of the one with as many columns.
-        scale: Multiplies their product.
-        transposed: Whether the parameter is stored the other way round.
-    """
-
-    weights: Weights
-    shape: tuple[int, ...]
-    whole: str = ""
-    low: str = ""
-    high: str = ""
-    scale: float = 1.0
-    transposed: bool = False
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """The changed parameter in float32; `value` is the base's and stays as it is."""
-        value = self.weights.read(self.whole).float() if self.whole else value
-        if not self.low:
-            return value
-        product = self.weights.read(self.high).float() @ self.weights.read(self.low).float()
-        return value + (product.T if self.transposed else product) * self.scale
 
 
 def read_adapter(folder: Path) -> dict[str, Change]:
@@ -109,22 +76,22 @@ def _change(where: str, name: str, parts: Mapping[str, str], weights: Weights, c
     whole = parts.get("whole", "")
     matrices = sorted(parts.keys() - {"whole"})
     if not matrices:
-        return Change(weights, weights.headers[whole].shape, whole)
+        return Change(weights, weights.headers[whole].shape, whole=whole)
     if matrices not in (["lora_A", "lora_B"], ["lora_embedding_A", "lora_embedding_B"]):
         raise UnsupportedAdapter(where, f"{name!r} with {' and '.join(matrices)}", "a pair of A and B")
-    low, high = (weights.headers[parts[m]].shape for m in matrices)
-    if len(low) != 2 or len(high) != 2:
-        raise UnsupportedAdapter(
-            where, f"{name!r} with matrices of shape {low} and {high}", "linear layers or embeddings"
-        )
-    if low[0] != high[1]:
-        raise ShapeError(f"{where} {parts[matrices[1]]!r}", high, (high[0], low[0]), "Train the adapter again.")
+    low, high = (parts[m] for m in matrices)
+    lower, higher = weights.headers[low].shape, weights.headers[high].shape
+    if len(lower) != 2 or len(higher) != 2:
+        what = f"{name!r} with matrices of shape {lower} and {higher}"
+        raise UnsupportedAdapter(where, what, "linear layers or embeddings")
+    if lower[0] != higher[1]:
+        raise ShapeError(f"{where} {high!r}", higher, (higher[0], lower[0]), "Train the adapter again.")
     transposed = matrices[0] == "lora_embedding_A" or bool(config.get("fan_in_fan_out"))
-    shape = (low[1], high[0]) if transposed else (high[0], low[1])
+    shape = (lower[1], higher[0]) if transposed else (higher[0], lower[1])
     if whole and weights.headers[whole].shape != shape:
         raise ShapeError(f"{where} {whole!r}", weights.headers[whole].shape, shape, "Train the adapter again.")
-    scale = _scale(name.removesuffix(".weight"), low[0], config)
-    return Change(weights, shape, whole, parts[matrices[0]], parts[matrices[1]], scale, transposed)
+    scale = _scale(name.removesuffix(".weight"), lower[0], config)
+    return Change(weights, shape, whole=whole, low=low, high=high, scale=scale, transposed=transposed)
 
 
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:

@@ -1,27 +1,27 @@
 """What experts are to the base they were fine-tuned from: whether they fit it, and their value of each parameter."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from lfm.errors import LfmError, ShapeError
-from lfm.weights import Header, Weights
+from lfm.weights import Header, Weights, equal
 from operators.adapters import read_adapter
-from operators.artifact import Adapter, Model
+from operators.artifact import Adapter, Delta, Model, kind_of
 from operators.classifiers import labels_of
 from operators.language_models import config_of
 from operators.vocabulary import tokens
+from operators.weight_changes import Change, Values, base_of, read_delta, unchanged
 
 HEAD = "lm_head.weight"  # the one name that a folder may leave out, where the input embedding is used for it
 # What a config says of how parameters are used: with other values the same shapes mean something else.
 USES = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 SAME_BASE = "Give the model that the expert was fine-tuned from as base."
 
-Read = Callable[[str, Tensor], Tensor]
-"""An expert's value of a parameter in float32, given its name in the base and the base's value."""
+Expert = Model | Adapter | Delta
+Opened = Callable[[str], AbstractContextManager[Values]]
+"""An expert's value of a parameter, to be read in stretches while a block runs, given its name in the base."""
 Alike = Callable[[Weights, str, Weights, str], bool]
 """Whether two stored parameters of one shape and dtype hold the same values."""
 
@@ -42,18 +42,18 @@ def clause(where: str, what: str, allowed: str, fix: str) -> str:
     return f"{where}: {what}, expected {allowed}. {fix}"
 
 
-def unfit(where: str, expert: Model | Adapter, base: Model | None, source: Weights | None) -> Iterator[str]:
+def unfit(where: str, expert: Expert, base: Model | None, source: Weights | None) -> Iterator[str]:
     """What headers tell against an expert, a clause each.
 
     Args:
         where: What messages call it.
-        expert: A model or an adapter of this machine.
+        expert: One of this machine.
         base: What it is merged with, or None where that is not here yet.
         source: The base's weights, or None where they are not here or cannot be read.
     """
     try:
-        if isinstance(expert, Adapter):
-            yield from _unfit_adapter(where, expert, base, source)
+        if not isinstance(expert, Model):
+            yield from _unfit_changes(where, expert, base, source)
             return
         weights = opened(where, expert)
         if base is not None and source is not None:
@@ -75,20 +75,26 @@ def opened(where: str, model: Model) -> Weights:
     return Weights(model.path)
 
 
-def reader(where: str, expert: Model | Adapter, base: Model, source: Weights) -> Read:
+def reader(where: str, expert: Expert, base: Model, source: Weights) -> Opened:
     """How to read an expert that headers tell nothing against.
 
     Raises:
         MergeError: Its values do.
     """
-    if isinstance(expert, Adapter):
-        return _adapted(where, expert, base, source)
+    if not isinstance(expert, Model):
+        return _changed(where, expert, base, source)
     weights = opened(where, expert)
-    problems = tuple(_differences(where, weights, source, expert, base, alike=_equal))
+    problems = tuple(_differences(where, weights, source, expert, base, alike=equal))
     if problems:
         raise MergeError(problems)
-    names = {n: n if n in weights.headers else _twin(n, source, weights, _equal) or n for n in source.headers}
-    return lambda name, value: weights.read(names[name]).float()
+    names = {n: n if n in weights.headers else _twin(n, source, weights, equal) or n for n in source.headers}
+
+    @contextmanager
+    def opened_at(name: str) -> Iterator[Values]:
+        with weights.opened(names[name]) as stored:
+            yield lambda first, base, out: stored.values(first, out)
+
+    return opened_at
 
 
 def _differences(
@@ -153,38 +159,48 @@ def _other_tokens(where: str, expert: Path, base: Path) -> Iterator[str]:
         yield clause(where, what, f"{ours[number]!r} as in the base's", "Merge models of one vocabulary.")
 
 
-def _unfit_adapter(where: str, adapter: Adapter, base: Model | None, source: Weights | None) -> Iterator[str]:
-    trained_on = adapter.about.get("base")
-    if trained_on and base is not None and base.digest and trained_on != base.digest:
-        fix = "An adapter is merged into the model that it was trained on."
-        yield clause(where, f"an adapter of {trained_on!r}", f"one of the base {base.digest!r}", fix)
+def _unfit_changes(where: str, expert: Adapter | Delta, base: Model | None, source: Weights | None) -> Iterator[str]:
+    made_for = expert.about.get("base") or (base_of(expert.path) if isinstance(expert, Delta) else "")
+    if made_for and base is not None and base.digest and made_for != base.digest:
+        word = "an adapter" if isinstance(expert, Adapter) else "a delta"
+        fix = f"{word.capitalize()} is merged into the model that it was made for."
+        yield clause(where, f"{word} of {made_for!r}", f"one of the base {base.digest!r}", fix)
         return
-    changes = read_adapter(adapter.path)
+    changes = _changes(expert)
     if source is None:
         return
     known = {n for n, h in source.headers.items() if h.dtype.is_floating_point}
     strange = [n for n in changes if n not in known]
     if strange:
-        fix = "Take it out of the adapter's targets, or merge with the base that has it."
+        fix = f"Take it out of the {kind_of(type(expert))}, or merge with the base that has it."
         yield clause(where, f"a change of {_first(strange)}", "changes of what the base has", fix)
     shapes = [n for n, c in changes.items() if n in known and c.shape != source.headers[n].shape]
     if shapes:
         yield _shape(where, _first(shapes), changes[shapes[0]].shape, source.headers[shapes[0]].shape, SAME_BASE)
 
 
-def _adapted(where: str, adapter: Adapter, base: Model, source: Weights) -> Read:
-    changes = read_adapter(adapter.path)
+def _changes(expert: Adapter | Delta) -> Mapping[str, Change]:
+    return read_adapter(expert.path) if isinstance(expert, Adapter) else read_delta(expert.path)
+
+
+def _changed(where: str, expert: Adapter | Delta, base: Model, source: Weights) -> Opened:
+    changes = _changes(expert)
     tied = _tied(base, source)
     for name in tied.keys() & changes.keys():
         fix = "Give a base whose config says tie_word_embeddings: false."
         allowed = f"none, as it is {tied[name]!r} in the base"
         raise MergeError((clause(where, f"a change of {name!r}", allowed, fix),))
 
-    def read(name: str, value: Tensor) -> Tensor:
+    @contextmanager
+    def opened_at(name: str) -> Iterator[Values]:
         change = changes.get(tied.get(name, name))
-        return change(value) if change else value
+        if change is None:
+            yield unchanged
+        else:
+            with change.opened() as values:
+                yield values
 
-    return read
+    return opened_at
 
 
 def _shape(where: str, names: str, got: tuple[int, ...], wanted: tuple[int, ...], fix: str) -> str:
@@ -200,7 +216,7 @@ def _tied(base: Model, source: Weights) -> dict[str, str]:
     """The output head, where the base stores it although it is the input embedding, with that embedding's name."""
     if not config_of(base.path).get("tie_word_embeddings", True):
         return {}
-    twins = {name: _twin(name, source, source, _equal) for name in source.headers}
+    twins = {name: _twin(name, source, source, equal) for name in source.headers}
     return {name: twin for name, twin in twins.items() if twin is not None}
 
 
@@ -217,7 +233,3 @@ def _twin(name: str, there: Weights, here: Weights, alike: Alike) -> str | None:
         ):
             return other
     return None
-
-
-def _equal(one: Weights, name: str, other: Weights, its_name: str) -> bool:
-    return torch.equal(one.read(name), other.read(its_name))

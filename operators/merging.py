@@ -1,35 +1,61 @@
 """The verb `merge`: experts fine-tuned from one base become one model."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from lfm.errors import HyperparameterError, LfmError
-from lfm.merging.base import Merge, survey
-from lfm.weights import Header, Weights, Writer
-from operators.artifact import Adapter, Model
-from operators.base import operator
-from operators.experts import MergeError, clause, opened, reader, unfit
+from lfm.merging.base import Merge
+from lfm.weights import SHARD_BYTES, Weights
+from operators.artifact import Adapter, Delta, Model, Statistics
+from operators.base import Settings, operator
+from operators.experts import MergeError, opened, unfit
 from operators.facts import carry
-from operators.language_models import DTYPES, config_of, copy_settings
+from operators.known import unknown
+from operators.language_models import config_of, copy_settings
+from operators.merge_engine import MERGE, SCAN, Job, called, planned, stream, work as pieces_of
+from operators.merge_plan import layers_of, memory, num_layers_of, stacked_config
+from operators.needs import unmet
 from operators.workspace import Workspace
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Streaming(Settings):
+    """How a merge passes through memory and into files.
+
+    Attributes:
+        memory_budget: Bytes that each process may take for values, beside its code. It changes nothing in the result.
+        shard_bytes: A file of weights takes no further parameter beyond this.
+    """
+
+    noise = frozenset({"memory_budget"})
+
+    memory_budget: int = 2 << 30
+    shard_bytes: int = SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        self.require(self.memory_budget >= 1, "memory_budget", "bytes, memory_budget >= 1")
+        self.require(self.shard_bytes >= 1, "shard_bytes", "bytes, shard_bytes >= 1")
+
+
 def problems(
-    *, base: Model | None, experts: Sequence[Model | Adapter | None], method: Merge, **_: object
+    *,
+    base: Model | None,
+    experts: Sequence[Model | Adapter | Delta | None],
+    statistics: Sequence[Statistics | None] | None = None,
+    method: Merge,
+    dtype: str = "base",
+    streaming: Streaming | None = None,
+    **_: object,
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
-    if not experts:
-        yield clause("merge", "no experts", "at least one", "Name a step or an input under experts.")
-    else:
-        try:
-            method.check(len(experts))
-        except HyperparameterError as problem:
-            yield str(problem)
+    yield from unmet(method, models=len(experts), called="experts")
+    try:
+        method.check(len(experts))
+    except HyperparameterError as problem:
+        yield str(problem)
     source = None
     if base is not None:
         try:
@@ -38,83 +64,91 @@ def problems(
             yield str(problem)
     for i, expert in enumerate(experts):
         if expert is not None:
-            yield from unfit(_where(i, expert), expert, base, source)
+            yield from unfit(called(i, expert), expert, base, source)
+    yield from unknown(method, statistics or (), experts, None if source is None else source.headers)
+    if base is not None and source is not None:
+        yield from _too_large(base, source, len(experts), method, dtype, streaming or Streaming())
 
 
-@operator(problems=problems)
+def _too_large(
+    base: Model, source: Weights, num_experts: int, method: Merge, dtype: str, streaming: Streaming
+) -> Iterator[str]:
+    """Whether one thread could not do every piece within the budget, or its layers are not there."""
+    try:
+        found = planned(base, source, num_experts, method, dtype)
+    except LfmError as problem:
+        yield str(problem)
+        return
+    acts = (SCAN, MERGE) if method.passes else (MERGE,)
+    most = max((memory(p, found[p.name], method) for act in acts for p in pieces_of(found, method, act)), default=0)
+    if most > streaming.memory_budget:
+        fix = "Raise it" + (", or choose a method that takes parameters apart." if not method.elementwise else ".")
+        allowed = f"at least {most} bytes for the largest parameter"
+        yield f"memory_budget={streaming.memory_budget}, expected {allowed}. {fix}"
+
+
+@operator(problems=problems, shares_work=True)
 def merge(
     work: Workspace,
     *,
     base: Model,
-    experts: Sequence[Model | Adapter],
+    experts: Sequence[Model | Adapter | Delta],
+    statistics: Sequence[Statistics] = (),
     method: Merge,
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
+    streaming: Streaming = Streaming(),
 ) -> Model:
-    """Merge experts fine-tuned from one base into a single model, one parameter at a time, in float32.
+    """Merge experts fine-tuned from one base into a single model, stretch by stretch, in float32.
+
+    Any number of workers, which are Ray tasks then, writes the same bytes.
 
     Args:
         work: The step's workspace.
-        base: What all experts were fine-tuned from; the result has its parameters, config and tokenizer.
-        experts: Whole models, or adapters, which stand for what they do to the base's weights.
+        base: What all experts were fine-tuned from; the result has its parameters, config and tokenizer, and other
+            layers where the method stacks them.
+        experts: Whole models, or adapters and deltas, which stand for what they do to the base's weights.
+        statistics: What was measured of each expert, in their order, where the method needs it.
         method: What becomes of one parameter.
         dtype: What the result is stored in; ``base`` keeps that of each parameter.
+        streaming: How it passes through memory and into files.
 
     Raises:
         MergeError: An expert has parameters that the base does not have, or the other way round, or in other shapes,
-            or belongs to another base. Nothing is skipped.
+            or belongs to another base; or the statistics are others'. Nothing is skipped.
     """
-    wrong = tuple(problems(base=base, experts=experts, method=method))
+    wrong = tuple(
+        problems(base=base, experts=experts, statistics=statistics, method=method, dtype=dtype, streaming=streaming)
+    )
     if wrong:
         raise MergeError(wrong)
-    source = Weights(base.path)
-    readers = [reader(_where(i, expert), expert, base, source) for i, expert in enumerate(experts)]
-    floats = [n for n, h in source.headers.items() if h.dtype.is_floating_point]
-    done, total = 0, (method.passes + 1) * len(floats)
-
-    def read(name: str) -> tuple[Tensor, Tensor]:
-        nonlocal done
-        value = source.read(name).float()
-        stack = torch.empty((len(readers), *value.shape))
-        for i, read_expert in enumerate(readers):
-            stack[i] = read_expert(name, value)
-        done += 1
-        work.progress(done, total)
-        return value, stack
-
-    found = survey(method, floats, read)
     folder = work.scratch / "merged"
-    folder.mkdir()
-    headers = {n: Header(h.shape, _stored(h.dtype, dtype)) for n, h in source.headers.items()}
-    with Writer(folder, headers) as out:
-        for name in floats:
-            out.write(name, _cast(name, method.merge(name, *read(name), found), headers[name].dtype))
-        for name in headers.keys() - set(floats):
-            out.write(name, source.read(name))
-    _copy_config(base.path, folder, dtype)
+    job = Job(
+        base=base,
+        experts=tuple(experts),
+        statistics=tuple(statistics),
+        method=method,
+        dtype=dtype,
+        folder=folder,
+        shard_bytes=streaming.shard_bytes,
+    )
+    stream(work, job, memory_budget=streaming.memory_budget)
+    _copy_config(base.path, folder, _config(base, len(experts), method, dtype))
     carry([base.path, *(e.path for e in experts)], folder)
     return work.save(Model, folder, {"method": type(method).__name__, "experts": len(experts)})
 
 
-def _stored(stored: torch.dtype, dtype: str) -> torch.dtype:
-    return DTYPES[dtype] if stored.is_floating_point and dtype != "base" else stored
+def _config(base: Model, num_experts: int, method: Merge, dtype: str) -> dict[str, object]:
+    """The base's config, as far as it says something else of the result."""
+    config: dict[str, object] = config_of(base.path)
+    _, number = layers_of(Weights(base.path).headers, num_layers_of(config))
+    layers = method.layers(num_experts, number)
+    changed = config if layers is None else stacked_config(config, layers)
+    if dtype == "base" or not config:
+        return changed
+    return {**{k: v for k, v in changed.items() if k != "torch_dtype"}, "dtype": dtype}  # its older name
 
 
-def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = value.to(dtype)
-    if not cast.float().isfinite().all():
-        word = str(dtype).removeprefix("torch.")
-        fix = "Choose a dtype with more range, or look for it in the experts."
-        raise MergeError((clause(f"merged {name!r}", f"infinite or not a number as {word}", "finite values", fix),))
-    return cast
-
-
-def _copy_config(source: Path, target: Path, dtype: str) -> None:
+def _copy_config(source: Path, target: Path, config: Mapping[str, object]) -> None:
     copy_settings(source, target)
-    if dtype != "base" and (source / "config.json").is_file():
-        config = config_of(source)
-        config.pop("torch_dtype", None)  # its older name
-        (target / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n")
-
-
-def _where(index: int, expert: Model | Adapter) -> str:
-    return f"experts[{index}] {expert.uri!r}"
+    if config != config_of(source):
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -44,6 +44,15 @@ class Linear(Merge):
         adds_up = self.weights is None or not self.normalize or sum(self.weights) != 0
         self.require(adds_up, "weights", "a sum other than 0, or normalize false")
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @override
+    def beside(self, num_experts: int) -> int:
+        return 2
+
     @override
     def check(self, num_experts: int) -> None:
         check_one_each(self, "weights", num_experts)

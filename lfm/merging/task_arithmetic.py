@@ -37,6 +37,15 @@ class TaskArithmetic(Merge):
 
     scale: float | tuple[float, ...] = 0.3
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @override
+    def beside(self, num_experts: int) -> int:
+        return 3
+
     @override
     def check(self, num_experts: int) -> None:
         check_one_each(self, "scale", num_experts)

@@ -68,6 +68,15 @@ class TIES(Merge):
         weighs = self.convention in ("mergekit", "peft")
         self.require(self.weights is None or weighs, "weights", "none, or convention 'mergekit' or 'peft'")
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return self._whole or self.density == 1
+
+    @override
+    def beside(self, num_experts: int) -> int:
+        return 4 * num_experts + 4
+
     @override
     def check(self, num_experts: int) -> None:
         check_one_each(self, "weights", num_experts)

@@ -277,7 +277,7 @@ def test_merge_refuses_an_expert_with_fewer_or_more_parameters(workspace, base, 
 
 
 def test_merge_refuses_to_merge_nothing(workspace, base):
-    with pytest.raises(MergeError, match="merge: no experts, expected at least one"):
+    with pytest.raises(MergeError, match="Linear: 0 experts, expected at least 1"):
         merge.body(workspace, base=base, experts=[], method=Linear())
 
 
@@ -370,6 +370,7 @@ def test_no_weights_are_read_to_foresee_a_problem(base, experts, tmp_path, monke
 
     adapter, _ = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj"])
     monkeypatch.setattr(Weights, "read", read)
+    monkeypatch.setattr(Weights, "opened", read)
     assert foreseen(base, [*experts, adapter]) == []
 
 
