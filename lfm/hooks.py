@@ -83,6 +83,12 @@ class Blocks:
         """Whether a matrix is stored as (in, out), as GPT-2's are, not (out, in) as `nn.Linear` has it."""
         return not isinstance(self._modules[name], nn.Linear)
 
+    def matrices(self, layer: int) -> tuple[str, ...]:
+        """The names of all matrices of a layer, its attention's too."""
+        name = self._blocks[layer].name
+        inside = self._modules[name].named_modules()
+        return tuple(f"{name}.{n}" for n, m in inside if _shape(m) is not None)
+
     def layer_of(self, parameter: str) -> int | None:
         """The number of the layer that a parameter is part of, by its name in the model; None where it is of none."""
         return next((i for i, b in enumerate(self._blocks) if parameter.startswith(f"{b.name}.")), None)

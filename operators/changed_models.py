@@ -74,16 +74,27 @@ def opened(verb: str, model: Model | Adapter | Delta, base: Model | None) -> tup
     Raises:
         BaseNeeded: It came without its base, or with another model.
     """
+    home = home_with(verb, model, base)
+    whole = _loaded(home)
+    if isinstance(model, Adapter):
+        return adapted(whole, model.path), home
+    if isinstance(model, Delta):
+        add(whole, read(model.path))
+    return whole, home
+
+
+def home_with(verb: str, model: Model | Adapter | Delta, base: Model | None) -> Path:
+    """The folder with the config and the tokenizer.
+
+    Raises:
+        BaseNeeded: An adapter or a change came without its base, or with another model.
+    """
     if isinstance(model, Model):
-        return _loaded(model.path), model.path
+        return model.path
     wanted = str(model.about.get("base", ""))
     if base is None or (wanted and base.digest and wanted != base.digest):
         raise BaseNeeded(verb, kind_of(type(model)), base.digest if base else "", wanted)
-    if isinstance(model, Adapter):
-        return adapted(_loaded(base.path), model.path), base.path
-    whole = _loaded(base.path)
-    add(whole, read(model.path))
-    return whole, base.path
+    return base.path
 
 
 def _loaded(folder: Path) -> Any:

@@ -56,6 +56,16 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
     )
 
 
+def outline(folder: Path) -> Any:
+    """The causal language model that a folder's config describes, without memory for its weights."""
+    import transformers
+
+    refuse_foreign_code(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a model's folder; padding gets the end-of-text token where it has none of its own."""
     import transformers
