@@ -21,12 +21,13 @@ from lfm.merging.base import Merge
 from lfm.weights import Weights, Writer
 from operators.artifact import Model, Statistics
 from operators.crew import BUNDLES, Done, Tally, Tasks, Threads, one_thread_each, threads_of
-from operators.experts import Expert, MergeError, clause, reader
+from operators.experts import Expert, MergeError, called, clause, reader
 from operators.known import Measured
 from operators.language_models import DTYPES, config_of
 from operators.merge_plan import MERGED, SCANNED, Piece, Target, bundles, memory, num_layers_of, pieces, targets
 from operators.notices import Preempted
 from operators.pace import Pace
+from operators.weighing import Learnt
 from operators.workspace import Workspace
 
 SCAN, MERGE = "scan", "merge"
@@ -38,6 +39,8 @@ class Job:
     """What is merged into what: plain data, with paths that every task can read.
 
     Attributes:
+        statistics: What was measured of each expert; none where the method needs none.
+        learnt: How much of each expert is taken, where that was learnt.
         folder: Where the merged weights go.
         dtype: What is stored; ``base`` keeps that of each parameter.
         shard_bytes: A file takes no further parameter beyond this.
@@ -46,6 +49,7 @@ class Job:
     base: Model
     experts: tuple[Expert, ...]
     statistics: tuple[Statistics, ...]
+    learnt: Learnt | None
     method: Merge
     dtype: str
     folder: Path
@@ -114,7 +118,8 @@ class Engine:
                 put(first, stored(piece.name, there.raw(first, end - first), target.header.dtype))
 
     def _known(self, target: Target, first: int, base: Tensor) -> Mapping[str, Tensor]:
-        return self.measured(target.source, first, tuple(base.shape)) if self.job.statistics else {}
+        learnt = {} if self.job.learnt is None else self.job.learnt(target.source)
+        return {**learnt, **self.measured(target.source, first, tuple(base.shape))} if self.job.statistics else learnt
 
     def _stretches(self, piece: Piece, target: Target) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Where each begins, and base and experts there; the next one overwrites them."""
@@ -131,11 +136,6 @@ class Engine:
                 for values, out in zip(opened, stack, strict=True):
                     values(first, one, out)
                 yield first, one, stack
-
-
-def called(i: int, expert: Expert) -> str:
-    """What messages call an expert."""
-    return f"experts[{i}] {expert.uri!r}"
 
 
 def planned(base: Model, source: Weights, num_experts: int, method: Merge, dtype: str) -> dict[str, Target]:
@@ -268,6 +268,8 @@ class _Stream:
                 linked(self._engine.job.folder / file, folder / file)
             if self._found:
                 save_file(self._found, folder / FOUND)
+            if self._engine.job.learnt is not None:
+                self._engine.job.learnt.save(folder)
             (folder / STATE).write_text(json.dumps({"passes": self._passes, "shards": self._files}))
             self._work.keep(folder)
 
@@ -276,6 +278,8 @@ class _Stream:
         if folder is None:
             return
         state = json.loads((folder / STATE).read_text())
+        if "passes" not in state:  # of the learning that came before
+            return
         self._passes, self._files = state["passes"], state["shards"]
         self._found = load_file(folder / FOUND) if (folder / FOUND).is_file() else {}
         for file in self._files:

@@ -4,20 +4,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from lfm.errors import HyperparameterError, LfmError
-from lfm.merging.base import Merge
+from lfm.merging.base import Merge, Weigh
 from lfm.weights import SHARD_BYTES, Weights
-from operators.artifact import Adapter, Delta, Model, Statistics
+from operators.artifact import Adapter, Dataset, Delta, Model, Statistics
 from operators.base import Settings, operator
-from operators.experts import MergeError, opened, unfit
+from operators.experts import MergeError, called, opened, unfit
 from operators.facts import carry
 from operators.known import unknown
 from operators.language_models import config_of, copy_settings
-from operators.merge_engine import MERGE, SCAN, Job, called, planned, stream, work as pieces_of
+from operators.merge_engine import MERGE, SCAN, Job, planned, stream, work as pieces_of
 from operators.merge_plan import layers_of, memory, num_layers_of, stacked_config
 from operators.needs import unmet
+from operators.weighing import unweighable, weighed
 from operators.workspace import Workspace
 
 
@@ -48,6 +50,8 @@ def problems(
     method: Merge,
     dtype: str = "base",
     streaming: Streaming | None = None,
+    data: Mapping[str, Dataset | None] | None = None,
+    length: int = 512,
     **_: object,
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
@@ -66,6 +70,7 @@ def problems(
         if expert is not None:
             yield from unfit(called(i, expert), expert, base, source)
     yield from unknown(method, statistics or (), experts, None if source is None else source.headers)
+    yield from unweighable(base, data or {}, method, length)
     if base is not None and source is not None:
         yield from _too_large(base, source, len(experts), method, dtype, streaming or Streaming())
 
@@ -94,7 +99,9 @@ def merge(
     base: Model,
     experts: Sequence[Model | Adapter | Delta],
     statistics: Sequence[Statistics] = (),
+    data: Mapping[str, Dataset] = MappingProxyType({}),
     method: Merge,
+    length: int = 512,
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
     streaming: Streaming = Streaming(),
 ) -> Model:
@@ -108,7 +115,9 @@ def merge(
             layers where the method stacks them.
         experts: Whole models, or adapters and deltas, which stand for what they do to the base's weights.
         statistics: What was measured of each expert, in their order, where the method needs it.
+        data: Sets of text by name, where the method learns how much of each expert to take; labels are not read.
         method: What becomes of one parameter.
+        length: Tokens of a row of `data`.
         dtype: What the result is stored in; ``base`` keeps that of each parameter.
         streaming: How it passes through memory and into files.
 
@@ -116,16 +125,19 @@ def merge(
         MergeError: An expert has parameters that the base does not have, or the other way round, or in other shapes,
             or belongs to another base; or the statistics are others'. Nothing is skipped.
     """
-    wrong = tuple(
-        problems(base=base, experts=experts, statistics=statistics, method=method, dtype=dtype, streaming=streaming)
-    )
+    arguments = {"experts": experts, "data": data, "statistics": statistics, "method": method, "length": length}
+    wrong = tuple(problems(base=base, dtype=dtype, streaming=streaming, **arguments))  # type: ignore[arg-type]
     if wrong:
         raise MergeError(wrong)
+    learnt = None
+    if isinstance(method, Weigh):
+        learnt = weighed(work, base=base, experts=experts, data=data, method=method, length=length)
     folder = work.scratch / "merged"
     job = Job(
         base=base,
         experts=tuple(experts),
         statistics=tuple(statistics),
+        learnt=learnt,
         method=method,
         dtype=dtype,
         folder=folder,
@@ -134,7 +146,11 @@ def merge(
     stream(work, job, memory_budget=streaming.memory_budget)
     _copy_config(base.path, folder, _config(base, len(experts), method, dtype))
     carry([base.path, *(e.path for e in experts)], folder)
-    return work.save(Model, folder, {"method": type(method).__name__, "experts": len(experts)})
+    about: dict[str, object] = {"method": type(method).__name__, "experts": len(experts)}
+    if learnt is not None:
+        learnt.write(folder)
+        about["coefficients"] = learnt.means()
+    return work.save(Model, folder, about)
 
 
 def _config(base: Model, num_experts: int, method: Merge, dtype: str) -> dict[str, object]:

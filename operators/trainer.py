@@ -50,14 +50,21 @@ def refused(training: Training, resources: Resources) -> Iterator[str]:
         )
 
 
-def fit(work: Workspace, make: Make, arguments: Mapping[str, Any], training: Training) -> tuple[Path, dict[str, int]]:
+def fit(
+    work: Workspace,
+    make: Make,
+    arguments: Mapping[str, Any],
+    training: Training,
+    resources: Resources | None = None,
+) -> tuple[Path, dict[str, int]]:
     """Train what `make` puts together.
 
     Args:
-        work: The step's workspace; its resources say where and how.
+        work: The step's workspace.
         make: A function of a module, called with a `Place` and `arguments` where the training happens.
         arguments: Plain data and paths that every worker can read.
         training: The settings.
+        resources: Where and how; None takes the step's.
 
     Returns:
         The folder that the job's export wrote, and what there is to say of it: ``steps`` of the optimizer,
@@ -69,14 +76,15 @@ def fit(work: Workspace, make: Make, arguments: Mapping[str, Any], training: Tra
     """
     home = work.scratch / "training"
     home.mkdir()
-    if work.resources.grouped:
-        return home / "trained", _together(work, make, arguments, training, home)
-    place = Place(device=torch.device("cuda" if work.resources.gpus else "cpu"))
+    asks = resources or work.resources
+    if asks.grouped:
+        return home / "trained", _together(work, make, arguments, training, asks, home)
+    place = Place(device=torch.device("cuda" if asks.gpus else "cpu"))
     return home / "trained", learn(place, make, arguments, training, work, home)
 
 
 def _together(
-    work: Workspace, make: Make, arguments: Mapping[str, Any], training: Training, home: Path
+    work: Workspace, make: Make, arguments: Mapping[str, Any], training: Training, asks: Resources, home: Path
 ) -> dict[str, int]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -84,7 +92,6 @@ def _together(
 
     if not ray.is_initialized():
         raise GroupFailed("worker group", "there is no Ray in this process")
-    asks = work.resources
     each = {"CPU": asks.cpus_per_worker, "GPU": asks.gpus_per_worker, "memory": asks.memory}
     with _as_before(), listening(work, home):
         trainer = TorchTrainer(

@@ -18,8 +18,19 @@ from tests.operators import small, together
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = ("ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
 OTHERS = ("ddp-teacher", "zero2-teacher", "zero3-teacher", "zero2-bfloat16", "zero3-bfloat16", "zero2-float16")
+LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
-CASES = (*WHOLE, *OTHERS, *RESUMED, "ddp-starts", "zero2-starts", "zero3-starts", "zero3-adapter", "zero3-frozen")
+CASES = (
+    *WHOLE,
+    *OTHERS,
+    *LABELS,
+    *RESUMED,
+    "ddp-starts",
+    "zero2-starts",
+    "zero3-starts",
+    "zero3-adapter",
+    "zero3-frozen",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +54,8 @@ def group(folder, checkpoint, world, cases):
     """Have some processes go through cases together, each with a checkpoint at hand."""
     small.saved(folder / "model", hidden_size=32, num_key_value_heads=2)
     small.pairs(folder / "pairs.jsonl", 24)
+    small.classifier(folder / "classifier", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    small.labelled(folder / "labelled.jsonl", 13)
     (folder / "checkpoint").symlink_to(checkpoint)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -143,6 +156,14 @@ def test_an_adapter_under_zero3_is_that_of_one_process(home, tmp_path):
     assert one.keys() == other.keys()
     assert max((one[n] - other[n]).abs().max().item() for n in one) < 1e-5
     assert max(one[n].abs().max().item() for n in one if "lora_B" in n) > 1e-2, "it learnt nothing"
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_classifier_learns_under_every_strategy_as_in_one_process(case, home, tmp_path):
+    wanted, got = together.probed(Place(), tmp_path, home), found(home, case)
+    assert len(wanted["held_out_loss"]) == 2
+    for key, values in wanted.items():
+        assert got[key] == pytest.approx(values, rel=2e-4), key
 
 
 def test_what_is_frozen_is_put_together_again_for_an_export_that_needs_it(home):

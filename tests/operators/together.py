@@ -40,6 +40,7 @@ TRAINING = Training(
 )
 # Its rate does not depend on how many steps there will be: a run of four is the start of one of six.
 STEADY = replace(TRAINING, schedule="constant", warmup=0.0, validate_every=0, patience=None, checkpoint_every=3)
+LABELS = Training(max_steps=4, batch_size=5, micro_batch_size=1, length=16, learning_rate=3e-2, validate_every=2)
 ADAPTER = Training(max_steps=20, batch_size=4, length=32, learning_rate=1e-2, seed=5)
 
 
@@ -109,6 +110,21 @@ def frozen(place, folder):
     return {n: torch.equal(got[n], p) for n, p in before.items() if n in got}
 
 
+def probed(place, folder, given):
+    """LoRA and a head that learn labels, in batches of which one worker has more rows than the other."""
+    made = _job(
+        place,
+        model=Model(str(given / "classifier"), "d" * 64),
+        data=Dataset(str(given / "labelled.jsonl")),
+        held_out=Dataset(str(given / "labelled.jsonl")),
+        method=LoRA(rank=2),
+        training=LABELS,
+    )
+    work = small.Work(folder / f"rank-{place.rank}")
+    train(made, LABELS, place, work, work.scratch)
+    return curves(work)
+
+
 def main(rank, world, port, home, cases):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
@@ -122,6 +138,8 @@ def main(rank, world, port, home, cases):
             zero.WHOLE.update(dict.fromkeys(before, 0))  # nothing of so small a model would be taken apart otherwise
             found = adapter(place, folder, home)
             zero.WHOLE.update(before)
+        elif "labels" in what:
+            found = probed(place, folder, home)
         elif "starts" in what:
             _, work = trained(place, folder, replace(STEADY, max_steps=4))
             found = curves(work)
