@@ -72,6 +72,9 @@ class Deployment(Artifact):
     """A running Ray Serve application."""
 
 
+CARRIED = "facts.jsonl"
+"""The facts that a model, an adapter or a delta has been given, by itself or by what it was made from (`facts.py`)."""
+
 KINDS: dict[str, type[Artifact]] = {
     k.__name__.lower(): k for k in (Model, Adapter, Delta, Statistics, Editor, Memory, Dataset, Metrics, Deployment)
 }

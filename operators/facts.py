@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from lfm.editing.base import Fact, Prompt
-from operators.artifact import Dataset
+from operators.artifact import CARRIED, Dataset
 from operators.batches import opening
 from operators.records import header, records
 from operators.row_files import DatasetError, files_of
 
 COLUMNS = ("subject", "prompt", "target")
 OPTIONAL = ("true", "paraphrases", "neighbours")
-CARRIED = "facts.jsonl"
 ESSENCE = "{} is a"  # what ROME asks, so that what the subject is stays as it was
 
 

@@ -1,4 +1,4 @@
-"""`lfm export`: write a model or an adapter into a folder that others load."""
+"""`lfm export`: write a model, an adapter or what belongs to a model into a folder that others load."""
 
 import json
 import shutil
@@ -8,28 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from lfm.errors import LfmError
-from operators.artifact import Adapter, Model, kind_of
+from operators.artifact import KINDS, Adapter, Model, kind_of
 from pipelines.ancestry import Ancestor, ancestry, find_artifact, find_maker
 from pipelines.card import model_card
 from pipelines.commands._output import printed
 from pipelines.inputs import buckets, hub
 from pipelines.inputs.inspector import fetch
+from pipelines.inputs.model_files import OURS, STEMS
 from pipelines.storage.base import DamagedFolder, copied, named
 from pipelines.storage.opening import open_storage
 from pipelines.store import MANIFEST, Store
 
 CARD, CONFIG, BASE = "README.md", "adapter_config.json", "base"
+EXPORTED = tuple(kind_of(kind) for kind in STEMS)
 
 
 class NotExportable(LfmError, ValueError):
-    """Something that is no model."""
+    """Something that is neither a model nor belongs to one."""
 
     def __init__(self, name: str, kind: str) -> None:
         super().__init__(name, kind)
         self.name, self.kind = name, kind
 
     def __str__(self) -> str:
-        return f"export: {self.name!r} is a {self.kind}, expected a model or an adapter. Name another step."
+        return f"export: {self.name!r} is a {self.kind}, expected one of {', '.join(EXPORTED)}. Name another step."
 
 
 class FolderTaken(LfmError, FileExistsError):
@@ -58,12 +60,12 @@ class BaseUnknown(LfmError, LookupError):
 
 
 def act(arguments: Namespace) -> int:
-    """Write a model or an adapter into a folder that others load."""
+    """Write a model, an adapter or what belongs to a model into a folder that others load."""
     store = Store(open_storage(arguments.store))
     name, folder = arguments.artifact, Path(arguments.folder).expanduser().absolute()
     digest = find_artifact(store, name)
     kind = store.manifest(digest)["kind"]
-    if kind not in (kind_of(Model), kind_of(Adapter)):
+    if kind not in EXPORTED:
         raise NotExportable(name, kind)
     found = ancestry(store, digest, find_maker(store, name))
     if folder.exists() and not folder.is_dir():
@@ -87,7 +89,7 @@ def act(arguments: Namespace) -> int:
 
 
 def exported(store: Store, found: Sequence[Ancestor], folder: Path, *, name: str) -> str:
-    """Copy the first of `found` and write its card; of an adapter, where its base is.
+    """Copy the first of `found` and write a model's or an adapter's card; of an adapter, where its base is.
 
     Raises:
         BaseUnknown: Nobody knows an adapter's base.
@@ -95,6 +97,8 @@ def exported(store: Store, found: Sequence[Ancestor], folder: Path, *, name: str
     """
     one = found[0]
     _copied(store, one.digest, folder)
+    if KINDS[one.kind] in OURS:  # a file of its own says which model it belongs to
+        return ""
     base = _based(store, found, folder, name=name) if one.kind == kind_of(Adapter) else ""
     title = one.made_by.step if one.made_by is not None else one.digest[:12]
     (folder / CARD).write_text(model_card(store, found, name=title, base=base))

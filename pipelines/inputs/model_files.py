@@ -1,25 +1,31 @@
-"""Which files make a model or an adapter, wherever they come from."""
+"""Which files make a model, an adapter or what else is kept in safetensors, wherever they come from."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from operators.artifact import Adapter, Artifact, Model
+from operators.artifact import CARRIED, Adapter, Artifact, Delta, Editor, Memory, Model, Statistics, kind_of
 from operators.foreign_code import PICKLES, foreign_code, only_pickles
 from operators.row_files import may_hold_rows
 
-STEMS = {Model: "model", Adapter: "adapter_model"}
-CONFIGS = {Model: ("config.json", "lfm.json"), Adapter: ("adapter_config.json",)}
-BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configs and tokenizers
+OURS = (Delta, Statistics, Editor, Memory)  # each `kind.safetensors` with `kind.json` beside it
+STEMS: dict[type[Artifact], str] = {Model: "model", Adapter: "adapter_model", **{kind: kind_of(kind) for kind in OURS}}
+CONFIGS: dict[type[Artifact], tuple[str, ...]] = {
+    Model: ("config.json", "lfm.json"),
+    Adapter: ("adapter_config.json",),
+    **{kind: (f"{kind_of(kind)}.json",) for kind in OURS},
+}
+BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", CARRIED)  # configs, tokenizers and facts
 
 
 def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | None:
-    """What keeps a folder with these files from being a model or adapter, as a clause, and what to do about it."""
+    """What keeps a folder with these files from being of a kind, as a clause, and what to do about it."""
     if kind not in STEMS:
         return None
     if not set(CONFIGS[kind]) & set(names):
-        return f"has no {CONFIGS[kind][0]}", f"Give a folder as save_pretrained writes it ({kind.__name__.lower()})."
+        writer = "lfm" if kind in OURS else "save_pretrained"
+        return f"has no {CONFIGS[kind][0]}", f"Give a folder as {writer} writes it ({kind_of(kind)})."
     if weights(kind, names):
         return None
     wanted = f"{STEMS[kind]}.safetensors"
@@ -30,7 +36,7 @@ def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | Non
 
 
 def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
-    """What keeps a model or an adapter from being loaded, by its configs, as `lacking` says it."""
+    """What keeps a folder from being loaded, by its configs, as `lacking` says it."""
     if kind not in STEMS:
         return None
     for name in (*CONFIGS[kind], "tokenizer_config.json", f"{STEMS[kind]}.safetensors.index.json"):
@@ -47,7 +53,7 @@ def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
 
 
 def leading_out(kind: type[Artifact], folder: Path, files: Iterable[Path]) -> tuple[str, str] | None:
-    """A file of a model or an adapter that is a link to somewhere else, as `lacking` says it.
+    """A file that is a link to somewhere else, as `lacking` says it.
 
     The hub's own cache is made of links: a snapshot's lead to the ``blobs`` beside all snapshots.
     """
@@ -65,7 +71,7 @@ def leading_out(kind: type[Artifact], folder: Path, files: Iterable[Path]) -> tu
 
 
 def weights(kind: type[Artifact], names: Sequence[str]) -> list[str]:
-    """The files that hold a model's or an adapter's weights: one file, or an index and what it names."""
+    """The files that hold the tensors of a kind: one file, or an index and what it names."""
     stem = STEMS[kind]
     single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     if single in names:

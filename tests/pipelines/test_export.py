@@ -11,6 +11,7 @@ import torch
 import transformers
 import yaml
 
+from lfm.deltas import Dense, read, write
 from pipelines.__main__ import main
 from pipelines.storage.base import digest_of
 from pipelines.store import Result
@@ -190,10 +191,22 @@ def test_what_lies_there_already_is_left_alone(export, made, tmp_path, there, sa
     assert (out if there == "file" else out / "mine").read_text() == "mine"
 
 
+def test_a_change_of_weights_comes_out_as_it_is(export, store, tmp_path):
+    there = tmp_path / "delta"
+    there.mkdir()
+    write({"w": Dense(torch.ones(2))}, there)
+    (there / "delta.json").write_text("{}")
+    digest = put(store, there, "delta")
+    out = tmp_path / "out"
+    assert export(digest, out)[0] == 0
+    assert {p.name for p in out.iterdir()} == {"delta.json", "delta.safetensors"}
+    assert torch.equal(read(out)["w"].whole(), torch.ones(2))
+
+
 def test_what_is_no_model_is_refused(export, made, tmp_path):
     code, _, err = export(made["metrics"], tmp_path / "out")
     assert code == 2
-    assert "is a metrics, expected a model or an adapter" in err
+    assert "is a metrics, expected one of model, adapter, delta" in err
 
 
 def test_a_byte_that_flipped_in_the_store_does_not_come_out(export, made, store, tmp_path):

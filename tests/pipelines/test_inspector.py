@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from operators.artifact import Adapter, Dataset, Model
+from operators.artifact import Adapter, Dataset, Delta, Editor, Memory, Model, Statistics
 from pipelines.inputs.inspector import Looks
+from pipelines.inputs.model_files import needed
 from pipelines.plan import InputProblem
 from pipelines.storage import digests
 from pipelines.storage.local import LocalStorage
@@ -88,6 +89,10 @@ def folder_of(path, *names):
         (Model, ["adapter_config.json", "adapter_model.safetensors"], "has no config.json"),
         (Adapter, ["adapter_config.json", "adapter_model.bin"], "holds weights only as pickles (adapter_model.bin)"),
         (Adapter, ["config.json", "model.safetensors"], "has no adapter_config.json"),
+        (Delta, ["config.json", "model.safetensors"], "has no delta.json. Give a folder as lfm writes it (delta)"),
+        (Delta, ["delta.json", "delta.pt"], "holds weights only as pickles (delta.pt)"),
+        (Statistics, ["statistics.json"], "holds no weights, expected statistics.safetensors"),
+        (Memory, ["editor.json", "editor.safetensors"], "has no memory.json"),
     ],
 )
 def test_a_folder_that_is_no_model_or_adapter_in_safetensors_is_refused(looks, tmp_path, kind, names, said):
@@ -105,11 +110,27 @@ def test_a_folder_that_is_no_model_or_adapter_in_safetensors_is_refused(looks, t
         (Model, ["lfm.json", "model.safetensors"]),
         (Model, ["config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"]),
         (Adapter, ["adapter_config.json", "adapter_model.safetensors"]),
+        (Delta, ["delta.json", "delta.safetensors", "facts.jsonl"]),
+        (Statistics, ["statistics.json", "statistics.safetensors"]),
+        (Editor, ["editor.json", "editor.safetensors"]),
+        (Memory, ["memory.json", "memory.safetensors"]),
     ],
 )
 def test_a_folder_that_is_one_is_taken(looks, tmp_path, kind, names):
     uri = folder_of(tmp_path / "m", *names)
     assert looks.check(kind(uri)) == kind(uri)
+
+
+def test_a_file_beside_the_tensors_that_is_damaged_is_refused(looks, tmp_path):
+    uri = folder_of(tmp_path / "m", "delta.json", "delta.safetensors")
+    (tmp_path / "m" / "delta.json").write_text("[]")
+    with pytest.raises(InputProblem, match=r"holds a delta\.json that is no JSON object"):
+        looks.check(Delta(uri))
+
+
+def test_of_a_model_elsewhere_its_facts_are_fetched_too():
+    names = ["config.json", "model.safetensors", "facts.jsonl", "other.jsonl", "pytorch_model.bin"]
+    assert needed(Model, names) == ["model.safetensors", "config.json", "facts.jsonl"]
 
 
 def test_a_file_is_no_model(looks, tmp_path):
