@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lfm.deltas import Delta as Changes, applied, write
-from lfm.editing.base import TOKENS, Edit, Fact
+from lfm.editing.base import TOKENS, Edit, Fact, TrainedEdit
 from lfm.errors import HyperparameterError, LfmError
 from lfm.hooks import Blocks
 from lfm.weights import Weights
@@ -19,6 +19,7 @@ from operators.artifact import Artifact, Dataset, Delta, Editor, Model, Statisti
 from operators.base import operator
 from operators.belonging import noted, strange
 from operators.catalog import method_name
+from operators.editors import read as read_editor, unsuited
 from operators.engines.native import Native, Sampling
 from operators.facts import COLUMNS, FactRow, carry, holds_facts, read_facts, tokenized
 from operators.language_models import architecture_of, config_of, load, load_tokenizer
@@ -71,9 +72,9 @@ def problems(
     if num_contexts < 0:
         yield str(HyperparameterError("edit", "num_contexts", num_contexts, "num_contexts >= 0"))
     if model is not None:
-        yield from _unfit_model(model.path, method)
+        yield from unfit_decoder(model.path, method)
     if facts is not None:
-        yield from _unfit_facts(facts)
+        yield from unfit_facts("facts", facts)
     name = type(method).__name__
     if "editor" in given and not method.taught:
         yield f"editor: one is given, expected none, as {name} uses none. Leave it out."
@@ -84,8 +85,9 @@ def problems(
     except LfmError as error:
         yield str(error)
         return
-    for what, fix in ((statistics, "Measure this model."), (editor, "Train one for this model.")):
-        yield from map(str, strange("edit", what, model, fix))
+    yield from map(str, strange("edit", statistics, model, "Measure this model."))
+    if editor is not None and isinstance(method, TrainedEdit):
+        yield from unsuited("edit", editor, method, model)
 
 
 def _measured(statistics: Statistics | None, given: Collection[str]) -> Collection[str] | None:
@@ -95,7 +97,8 @@ def _measured(statistics: Statistics | None, given: Collection[str]) -> Collecti
     return None if "statistics" in given else ()
 
 
-def _unfit_model(folder: Path, method: Edit) -> Iterator[str]:
+def unfit_decoder(folder: Path, method: Edit) -> Iterator[str]:
+    """What a model's config tells against editing it, a clause each."""
     yield from unmet(method, architectures=[architecture_of(folder)], called="model")
     config = config_of(folder)
     layers = next((config[key] for key in LAYERS if isinstance(config.get(key), int)), None)
@@ -106,15 +109,16 @@ def _unfit_model(folder: Path, method: Edit) -> Iterator[str]:
             yield str(error)
 
 
-def _unfit_facts(facts: Dataset) -> Iterator[str]:
+def unfit_facts(name: str, facts: Dataset) -> Iterator[str]:
+    """What headers tell against rows that shall be facts, a clause each; messages call them `name`."""
     try:
         columns = columns_of(facts.uri)
     except LfmError as error:
-        yield f"facts: {error}"
+        yield f"{name}: {error}"
         return
     if not holds_facts(columns):
         wanted = ", ".join(map(repr, COLUMNS))
-        yield f"facts: {facts.uri} has the columns {', '.join(columns)}, expected {wanted}. Give rows that are facts."
+        yield f"{name}: {facts.uri} has the columns {', '.join(columns)}, expected {wanted}. Give rows that are facts."
 
 
 @operator(problems=_foreseen)
@@ -146,6 +150,7 @@ def edit(
     Raises:
         EditingError: These do not go together.
         EditError: The method cannot do it with these facts or statistics.
+        DamagedEditor: The editor does not hold what its method has for this model.
     """
     arguments: dict[str, Any] = {"model": model, "facts": facts, "statistics": statistics, "editor": editor}
     given = [name for name, artifact in arguments.items() if artifact is not None]
@@ -165,7 +170,10 @@ def edit(
     for name, value in judged.items():
         print(f"{name.replace('_', ' ')}: {value:.4g}")  # the step's log
     before = surprise(whole, asked)
-    changes = method.solve(whole, blocks, asked, statistics=measured, editor=None)
+    network = None
+    if editor is not None and isinstance(method, TrainedEdit):
+        network = read_editor(editor, method, whole, blocks)
+    changes = method.solve(whole, blocks, asked, statistics=measured, editor=network)
     with applied(whole, changes):
         after = surprise(whole, asked)
     work.progress(len(rows), len(rows), loss_before=before, loss_after=after)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lfm.deltas import Delta
@@ -54,6 +54,25 @@ class Fact:
     prompts: Sequence[Prompt]
     target: Int[Tensor, "answer"]
     essence: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an editor learns from: a fact that it is told, and what has to hold of the model after its edit.
+
+    Attributes:
+        fact: What the model shall say.
+        asked: The tokens of a prompt with the same answer, with what opens a text: often a paraphrase of the fact's.
+        answer: What shall follow `asked`; the fact's target, as that prompt's text has it.
+        others: Texts about something else, padded on the right.
+        kept: The places in `others` after which the model shall go on as before.
+    """
+
+    fact: Fact
+    asked: Int[Tensor, "tokens"]
+    answer: Int[Tensor, "answer"]
+    others: Int[Tensor, "texts length"]
+    kept: Bool[Tensor, "texts length"]
 
 
 class Edit(Method, ABC):
@@ -107,4 +126,43 @@ class Edit(Method, ABC):
 
         Raises:
             EditError: It cannot be done with these facts, statistics or this editor.
+        """
+
+
+class TrainedEdit(Edit, ABC):
+    """Edits with a network, the editor, that was trained to edit one model; that model itself stays as it is.
+
+    The editor's parameters are what is trained. Its buffers are sums over all facts that it has observed, so that those
+    of processes that observed different ones are to be added up.
+    """
+
+    __slots__ = ()
+    needs = Needs(access="gradients", data="labelled", architecture="decoder", strategies=("single", "ddp"))
+    taught = True
+
+    @abstractmethod
+    def changes(self, blocks: Blocks) -> tuple[str, ...]:
+        """The names in the model of the parameters that an edit changes.
+
+        Raises:
+            HyperparameterError: The model does not have those that a field asks for.
+        """
+
+    @abstractmethod
+    def build(self, model: nn.Module, blocks: Blocks) -> nn.Module:
+        """An editor that has learnt nothing yet; what is drawn comes from torch's own generator.
+
+        Raises:
+            HyperparameterError: As `changes` does.
+        """
+
+    def observe(self, editor: nn.Module, model: nn.Module, blocks: Blocks, facts: Sequence[Fact]) -> None:
+        """Add to the editor's buffers what it has to know of the facts beforehand; nothing for most."""
+        return
+
+    @abstractmethod
+    def loss(self, editor: nn.Module, model: nn.Module, blocks: Blocks, lesson: Lesson) -> Float[Tensor, ""]:
+        """How far the model, edited with the lesson's fact, is from what the lesson asks.
+
+        Whoever calls it has frozen the model, so that the gradient reaches the editor's parameters alone.
         """
