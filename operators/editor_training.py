@@ -139,20 +139,28 @@ def lessons(data: Dataset, others: Rows, tokenizer: Any, training: Training) -> 
     told: list[int] = []
     found: list[Document] = []
     for row in read_facts(data):
-        for prompt in (row.prompt, *row.paraphrases):
-            asked, said = spoken(prompt, row.target, tokenizer)
-            if len(asked) + len(said) > training.length:
-                what = f"{prompt!r} with its answer has {len(asked) + len(said)} tokens, expected at most"
-                raise DatasetError(data.uri, f"{what} length={training.length}", "Raise it, or leave the row out.")
-            if prompt != row.prompt or not row.paraphrases:
-                told.append(len(facts))
-                found.append(Document([*asked, *said], [False] * len(asked) + [True] * len(said)))
+        _fitting(row.prompt, row.target, data, tokenizer, training)
+        for prompt in row.paraphrases or (row.prompt,):
+            asked, said = _fitting(prompt, row.target, data, tokenizer, training)
+            found.append(Document([*asked, *said], [False] * len(asked) + [True] * len(said)))
+            told.append(len(facts))
         facts.append(tokenized(row, tokenizer))
     rows = packed(iter(found), length=training.length, padding=tokenizer.pad_token_id, packing=False, where=data.uri)
     beside = np.arange(len(rows)) % len(others)
     return Lessons(
         rows.ids, rows.positions, rows.targets, facts=facts, told=np.array(told), others=others, beside=beside
     )
+
+
+def _fitting(
+    prompt: str, answer: str, data: Dataset, tokenizer: Any, training: Training
+) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt and of its answer, which one row has room for."""
+    asked, said = spoken(prompt, answer, tokenizer)
+    if len(asked) + len(said) > training.length:
+        what = f"{prompt!r} with its answer has {len(asked) + len(said)} tokens, expected at most"
+        raise DatasetError(data.uri, f"{what} length={training.length}", "Raise it, or leave the row out.")
+    return asked, said
 
 
 class NextTexts:

@@ -270,7 +270,8 @@ class _Layer(nn.Module):
 def factors(model: nn.Module, names: Sequence[str], fact: Fact) -> dict[str, tuple[Tensor, Tensor]]:
     """What goes into each matrix, and the gradient of a fact's loss to what comes out: (tokens, in) and (tokens, out).
 
-    Tokens at which one of the two is 0 are left out. Both are float32, and no graph leads to them.
+    Tokens at which one of the two is 0 are left out. Both are float32, and no graph leads to them: so nothing that is
+    learnt with them differentiates the model twice, which not every attention can.
     """
     probes: dict[str, Tensor] = {}
     modules = [name.removesuffix(WEIGHT) for name in names]
