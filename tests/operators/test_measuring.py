@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lfm.errors import HyperparameterError
+from lfm.merging.fisher import FisherMerging
 from operators.artifact import Adapter
 from operators.batches import documents
 from operators.catalog import Catalog
 from operators.changed_models import BaseNeeded
+from operators.experts import MergeError
 from operators.group import FolderNotShared
 from operators.language_models import UnsupportedModel, load, load_tokenizer
 from operators.measuring import measure
+from operators.merging import merge
 from operators.notices import Preempted
 from operators.observing import PARTS, Pass, observed
 from operators.resources import Resources
@@ -147,6 +150,25 @@ def test_an_adapter_stands_for_the_model_that_it_makes_of_its_base(workspace, tm
     assert got.about["model"] == "a" * 64
     with pytest.raises(BaseNeeded, match="measure: base is none"):
         measure.body(workspace.another(), model=adapter, data=data)
+
+
+def test_experts_are_merged_by_what_was_measured_of_each(workspace, tmp_path, model, data):
+    experts = [replace(small.saved(tmp_path / f"{seed}", seed=seed), digest=f"{seed}" * 64) for seed in (1, 2)]
+    params = {"data": data, "length": 32, "max_rows": 8}
+    statistics = [measure.body(workspace.another(), model=e, **params) for e in experts]
+    given = {"base": model, "experts": experts, "method": FisherMerging()}
+    merged = load_file(merge.body(workspace, **given, statistics=statistics).path / "model.safetensors")
+    weights = [load_file(e.path / "model.safetensors") for e in experts]
+    fishers = [measured(s) for s in statistics]
+    norms = [sum((v.double() ** 2).sum() for v in f.values()).sqrt() for f in fishers]
+    for name, value in merged.items():
+        shares = [f[f"fisher/{name}"].clamp(min=1e-6) / norm for f, norm in zip(fishers, norms, strict=True)]
+        wanted = sum(s * w[name] for s, w in zip(shares, weights, strict=True)) / sum(shares)
+        torch.testing.assert_close(value, wanted.float(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(MergeError, match=r"FisherMerging: no 'fisher' of the experts.*'measure'"):
+        merge.body(workspace.another(), **given)
+    with pytest.raises(MergeError, match=f"measured of '{'2' * 64}', expected experts"):
+        merge.body(workspace.another(), **given, statistics=statistics[::-1])
 
 
 @pytest.fixture(scope="module")
