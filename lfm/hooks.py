@@ -29,12 +29,14 @@ class Block:
     Attributes:
         name: Its name in the model.
         attention: The name of the part that mixes positions.
+        attention_out: The name of its matrix that leads back into the stream between layers.
         mlp_in: The names of the matrices that widen what each position holds: one, or two where one gates the other.
         mlp_out: The name of the one that narrows it again; what goes into it are the MLP's keys.
     """
 
     name: str
     attention: str
+    attention_out: str
     mlp_in: tuple[str, ...]
     mlp_out: str
 
@@ -79,6 +81,10 @@ class Blocks:
         assert isinstance(found, nn.Parameter), name
         return found
 
+    def sizes(self, name: str) -> tuple[int, int]:
+        """How wide what goes into a matrix is, and what comes out."""
+        return _sizes(self._modules[name])
+
     def transposed(self, name: str) -> bool:
         """Whether a matrix is stored as (in, out), as GPT-2's are, not (out, in) as `nn.Linear` has it."""
         return not isinstance(self._modules[name], nn.Linear)
@@ -103,8 +109,15 @@ class Blocks:
             raise NoBlocks(
                 type(self.model).__name__, f"{name!r} has no plain MLP", "two or three matrices in each layer"
             )
-        # As wide inside as outside, both fit both: the last one is what narrows.
-        return Block(name, f"{name}.{attention}", tuple(f"{name}.{n}" for n in into), f"{name}.{out[-1]}")
+        mixing = {n: m for n, m in layer.get_submodule(attention).named_modules() if _shape(m) is not None}
+        back = [f"{name}.{attention}.{n}" for n, m in mixing.items() if _sizes(m)[1] == width]
+        if not back:
+            raise NoBlocks(
+                type(self.model).__name__, f"{name!r} has no matrix after its attention", "one in each layer"
+            )
+        # As wide inside as outside, several fit: the last one is what leads back.
+        mlp_in = tuple(f"{name}.{n}" for n in into)
+        return Block(name, f"{name}.{attention}", back[-1], mlp_in, f"{name}.{out[-1]}")
 
 
 def _layered(modules: nn.ModuleList) -> bool:

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+REWRITES = "lfm.json"
+"""The file of a folder that says what of this project rewrites the model that its tensors are for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -34,7 +37,7 @@ class Model(Artifact):
 
 @dataclass(frozen=True, slots=True)
 class Adapter(Artifact):
-    """A PEFT directory; `about["base"]` is the digest of the model it was trained on."""
+    """A PEFT directory, or tensors and `lfm.json`; `about["base"]` is the digest of the model it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from operators import classifiers
 from operators.artifact import Adapter, Artifact, Delta, Model, kind_of
 from operators.language_models import adapted, architecture_of, load
 from operators.objectives import plain
+from operators.rewrites import made_for
 from operators.vocabulary import tokens
+from operators.weight_changes import base_of
 
 CHANGES = (Adapter, Delta)
 
@@ -91,7 +93,8 @@ def home_with(verb: str, model: Model | Adapter | Delta, base: Model | None) -> 
     """
     if isinstance(model, Model):
         return model.path
-    wanted = str(model.about.get("base", ""))
+    own = base_of(model.path) if isinstance(model, Delta) else made_for(model.path)
+    wanted = str(model.about.get("base") or own)
     if base is None or (wanted and base.digest and wanted != base.digest):
         raise BaseNeeded(verb, kind_of(type(model)), base.digest if base else "", wanted)
     return base.path

@@ -56,7 +56,7 @@ def problems(
     **_: object,
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
-    yield from refused(training, resources)
+    yield from refused(training, resources, method)
     yield from unfit(training, None if student is None else student.path, {"data": data, "held_out": held_out}, SPOKEN)
     if teacher is not None:
         yield from (f"teacher: {clause}" for clause in unfit(training, teacher.path, {}, SPOKEN))

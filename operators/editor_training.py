@@ -20,7 +20,6 @@ from operators.editors import write
 from operators.facts import read_facts, spoken, tokenized
 from operators.language_models import load, load_tokenizer
 from operators.loop import Job, Place, Where
-from operators.needs import unmet
 from operators.resources import Resources
 from operators.row_files import DatasetError
 from operators.texts import packed_rows, unfit
@@ -41,8 +40,7 @@ def problems(
     **_: object,
 ) -> Iterator[str]:
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
-    yield from refused(training, resources)
-    yield from unmet(method, resources=resources)
+    yield from refused(training, resources, method)
     if model is not None:
         yield from unfit_decoder(model.path, method)
     yield from unfit(training, None if model is None else model.path, {"locality": locality})

@@ -14,6 +14,7 @@ from operators.adapters import read_adapter
 from operators.artifact import Adapter, Delta, Model, kind_of
 from operators.classifiers import labels_of
 from operators.language_models import config_of
+from operators.rewrites import is_rewrites, read
 from operators.vocabulary import tokens
 from operators.weight_changes import Change, Values, base_of, read_delta, unchanged
 
@@ -176,6 +177,11 @@ def _other_tokens(where: str, expert: Path, base: Path) -> Iterator[str]:
 
 
 def _unfit_changes(where: str, expert: Adapter | Delta, base: Model | None, source: Weights | None) -> Iterator[str]:
+    if isinstance(expert, Adapter) and is_rewrites(expert.path):
+        names = " and ".join(type(m).__name__ for m in read(expert.path).methods)
+        fix = "Tune the experts with lora or full."
+        yield clause(where, f"modules that {names} puts in", "changes of the base's weights, as of a LoRA", fix)
+        return
     made_for = expert.about.get("base") or (base_of(expert.path) if isinstance(expert, Delta) else "")
     if made_for and base is not None and base.digest and made_for != base.digest:
         word = "an adapter" if isinstance(expert, Adapter) else "a delta"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lfm.errors import LfmError
 from lfm.weights import parsed
 from operators.foreign_code import refuse_foreign_code
+from operators.rewrites import is_rewrites, rewritten
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -80,10 +81,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def adapted(model: Any, adapter: Path) -> Any:
-    """A model with a PEFT adapter on it."""
+    """A model with an adapter on it: PEFT's, or what this project puts in itself.
+
+    Raises:
+        RewriteError: It is the latter, and does not fit the model.
+    """
     import peft
 
     refuse_foreign_code(adapter)
+    if is_rewrites(adapter):
+        return rewritten(model, adapter)
     return peft.PeftModel.from_pretrained(model, adapter, local_files_only=True)
 
 

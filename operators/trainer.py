@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from lfm.errors import LfmError
+from lfm.method import Method
 from operators.code import brought
 from operators.group import Make, learn, listening, packed, worker
 from operators.learner import Place
+from operators.needs import unmet
 from operators.notices import NodeLost, lost_since, nodes
 from operators.resources import Resources
 from operators.training import Training
@@ -39,8 +41,10 @@ class GroupFailed(LfmError, RuntimeError):
         return f"{self.who}: {self.what}, expected it to train to the end. The log has its traceback."
 
 
-def refused(training: Training, resources: Resources) -> Iterator[str]:
+def refused(training: Training, resources: Resources, method: Method | None = None) -> Iterator[str]:
     """What cannot be trained so on such resources, a clause each: part of an operator's ``problems``."""
+    if method is not None:
+        yield from unmet(method, resources=resources)
     if training.precision == "float16" and not resources.gpus:
         yield "precision='float16' on a CPU, expected 'bfloat16' or 'float32' there. Change it or ask for a GPU."
     if resources.workers > 1 and resources.strategy == "single":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfm.rewriting import Rewrite
 from lfm.tuning.base import Tune
 from operators import classifiers
 from operators.artifact import Adapter, Dataset, Model, kind_of
@@ -30,6 +31,7 @@ from operators.loop import Job, Place
 from operators.needs import unmet
 from operators.objectives import NextToken
 from operators.resources import Resources
+from operators.rewrites import name_of, write
 from operators.texts import packed_rows, unfit
 from operators.trainer import fit, refused
 from operators.training import Training
@@ -47,7 +49,10 @@ def _foreseen(
     resources: Resources,
     **_: object,
 ) -> Iterator[str]:
-    yield from refused(training, resources)
+    yield from refused(training, resources, method)
+    if isinstance(method, Rewrite) and name_of(method) is None:
+        fix = "What it puts into a model has to be put in again by whoever loads it: add it to lfm/."
+        yield f"method: {type(method).__name__} rewrites the model, expected a method of this project for that. {fix}"
     yield from unfit(training, None if model is None else model.path, {"data": data, "held_out": held_out})
     if model is not None:
         what = architecture_of(model.path)
@@ -105,6 +110,9 @@ def _job(
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
         named = {n.removeprefix("model."): w for n, w in weights.items()}
+        if isinstance(method, Rewrite):
+            write(folder, method, method.export(whole, named), base=model.digest)
+            return
         save(whole, named, folder, tokenizer=model.path, dtype=stored_dtype(model.path))
 
     return Job(

@@ -21,9 +21,13 @@ tokenizer = AutoTokenizer.from_pretrained(".")"""
 ADAPTED = """from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
+REWRITTEN = """from pathlib import Path
+from operators.language_models import adapted
+
+model = adapted(Path("BASE"), Path("."))"""
 
 
-def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "") -> str:
+def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "", own: bool = False) -> str:
     """A README.md for the first of `found`, which is followed by all that it came from.
 
     Args:
@@ -31,11 +35,13 @@ def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str 
         found: What `ancestry` gives.
         name: The title.
         base: Where an adapter's base is; empty for a whole model.
+        own: Whether the adapter is this project's own, which PEFT does not know.
     """
-    front = yaml.safe_dump(_front_matter(found, adapter=bool(base)), sort_keys=False)
+    library = "learn-from-model" if own else "peft" if base else "transformers"
+    front = yaml.safe_dump(_front_matter(found, library), sort_keys=False)
     parts = [
         f"---\n{front}---\n\n# {name}\n\n{_about(found[0])}",
-        f"## Load it\n\n{_loading(base)}",
+        f"## Load it\n\n{_loading(base, own)}",
         "## Lineage\n\nEach line is followed by what it was made from.\n\n"
         + _fenced("text", "\n".join(ancestor_line(a) for a in found)),
         _section("Methods", _methods(found)),
@@ -45,13 +51,13 @@ def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str 
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def _front_matter(found: Sequence[Ancestor], *, adapter: bool) -> dict[str, Any]:
+def _front_matter(found: Sequence[Ancestor], library: str) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards."""
     models = [_hub_name(a) for a in found if a.kind == "model" and a.uri.startswith(hub.SCHEME)]
     datasets = [_hub_name(a) for a in found if a.kind == "dataset" and a.uri.startswith(hub.SCHEME)]
     methods = [a.made_by.components["method"][0] for a in found if a.made_by and a.made_by.components["method"]]
     front: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": list(dict.fromkeys(["learn-from-model", *methods])),
     }
@@ -72,9 +78,11 @@ def _about(one: Ancestor) -> str:
     return f"{kind}{maker}, digest `{one.digest}`."
 
 
-def _loading(base: str) -> str:
+def _loading(base: str, own: bool) -> str:
     if not base:
         return _fenced("python", WHOLE)
+    if own:
+        return _fenced("python", REWRITTEN.replace("BASE", base))
     note = f"Its base is `{base}`. Where that moves, change `base_model_name_or_path` in `adapter_config.json`."
     return f"{_fenced('python', ADAPTED)}\n\n{note}"
 

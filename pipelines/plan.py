@@ -14,7 +14,6 @@ from operators.artifact import Artifact, kind_of
 from operators.base import Edge, Operator, Problems, Resources
 from operators.catalog import Catalog, method_name
 from operators.code import module_name, own
-from operators.needs import unmet
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
@@ -171,8 +170,6 @@ def survey(
         verb = catalog.operator(step.operator)
         if not _trains(verb):
             problems += _spread(name, step, verb)
-        elif step.method is not None:
-            problems += [Problem(("steps", name, "method"), c) for c in unmet(step.method, resources=step.resources)]
         if verb.problems is not None:
             clauses = _foreseen(step, verb, verb.problems, seen, spec, catalog)
             problems += [Problem(("steps", name, *_about(clause, step, verb)), clause) for clause in clauses]

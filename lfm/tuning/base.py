@@ -1,9 +1,10 @@
 """Contract of tuning: which weights of a model learn, or what is added to it that learns."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lfm.method import Method, Needs
 
@@ -18,8 +19,10 @@ class Inject(Protocol):
 class Tune(Method, ABC):
     """Says what learns; the loss is the operator's, the same for all: cross entropy on answer tokens.
 
+    What is added is either PEFT's, through `Inject`, or this project's own: then the method is a `Rewrite` too.
+
     Attributes:
-        gives: ``model`` where the result is a whole model, ``adapter`` where it is a PEFT folder beside its base.
+        gives: ``model`` where the result is a whole model, ``adapter`` where it is a folder beside its base.
     """
 
     gives: ClassVar[Literal["model", "adapter"]]
@@ -29,3 +32,12 @@ class Tune(Method, ABC):
     @abstractmethod
     def attach(self, model: nn.Module, inject: Inject) -> None:
         """Make exactly those parameters require a gradient that learn, after adding them where they are new."""
+
+    def export(self, model: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of what was trained, by its names in a model that was rewritten.
+
+        Args:
+            model: The one that was trained; the values are those of `trained`, not its own.
+            trained: Every parameter that learnt, by its name in `model`.
+        """
+        return dict(trained)

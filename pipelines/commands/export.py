@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.errors import LfmError
-from operators.artifact import KINDS, Adapter, Model, kind_of
+from operators.artifact import KINDS, REWRITES, Adapter, Model, kind_of
 from pipelines.ancestry import Ancestor, ancestry, find_artifact, find_maker
 from pipelines.card import model_card
 from pipelines.commands._output import printed
@@ -101,7 +101,8 @@ def exported(store: Store, found: Sequence[Ancestor], folder: Path, *, name: str
         return ""
     base = _based(store, found, folder, name=name) if one.kind == kind_of(Adapter) else ""
     title = one.made_by.step if one.made_by is not None else one.digest[:12]
-    (folder / CARD).write_text(model_card(store, found, name=title, base=base))
+    own = (folder / REWRITES).is_file()
+    (folder / CARD).write_text(model_card(store, found, name=title, base=base, own=own))
     return base
 
 
@@ -138,5 +139,6 @@ def _based(store: Store, found: Sequence[Ancestor], folder: Path, *, name: str) 
             raise BaseUnknown(name, wanted)
         where = {"base_model_name_or_path": str(folder / BASE), "revision": None}
     path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **where}, indent=2, sort_keys=True) + "\n")
+    if path.is_file():  # whoever loads another kind of adapter says where its base is, as the card does
+        path.write_text(json.dumps({**json.loads(path.read_text()), **where}, indent=2, sort_keys=True) + "\n")
     return str(where["base_model_name_or_path"])

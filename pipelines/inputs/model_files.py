@@ -5,15 +5,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from operators.artifact import CARRIED, Adapter, Artifact, Delta, Editor, Memory, Model, Statistics, kind_of
+from operators.artifact import CARRIED, REWRITES, Adapter, Artifact, Delta, Editor, Memory, Model, Statistics, kind_of
 from operators.foreign_code import PICKLES, foreign_code, only_pickles
 from operators.row_files import may_hold_rows
 
 OURS = (Delta, Statistics, Editor, Memory)  # each `kind.safetensors` with `kind.json` beside it
 STEMS: dict[type[Artifact], str] = {Model: "model", Adapter: "adapter_model", **{kind: kind_of(kind) for kind in OURS}}
 CONFIGS: dict[type[Artifact], tuple[str, ...]] = {
-    Model: ("config.json", "lfm.json"),
-    Adapter: ("adapter_config.json",),
+    Model: ("config.json", REWRITES),
+    Adapter: ("adapter_config.json", REWRITES),
     **{kind: (f"{kind_of(kind)}.json",) for kind in OURS},
 }
 BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", CARRIED)  # configs, tokenizers and facts
@@ -49,6 +49,10 @@ def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
             holds = False
         if not holds:
             return f"holds a {name} that is no JSON object", "Save the folder again, or fetch it anew."
+    if kind is Adapter and (folder / REWRITES).is_file():
+        from operators.rewrites import unreadable  # with torch, which few plans need
+
+        return unreadable(folder) or foreign_code(folder)
     return foreign_code(folder)
 
 

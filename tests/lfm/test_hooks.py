@@ -5,7 +5,7 @@ from torch import nn
 from lfm.hooks import Block, Blocks, NoBlocks, inputs_of, replaced
 from tests.operators import small
 
-LLAMA = ("model.layers.{}", ".self_attn", (".mlp.gate_proj", ".mlp.up_proj"), ".mlp.down_proj")
+LLAMA = ("model.layers.{}", ".self_attn", ".o_proj", (".mlp.gate_proj", ".mlp.up_proj"), ".mlp.down_proj")
 FOUND = {
     "llama": LLAMA,
     "qwen2": LLAMA,
@@ -15,13 +15,13 @@ FOUND = {
     "gemma2": LLAMA,
     "gemma3_text": LLAMA,
     "olmo2": LLAMA,
-    "phi": ("model.layers.{}", ".self_attn", (".mlp.fc1",), ".mlp.fc2"),
-    "phi3": ("model.layers.{}", ".self_attn", (".mlp.gate_up_proj",), ".mlp.down_proj"),
-    "gpt2": ("transformer.h.{}", ".attn", (".mlp.c_fc",), ".mlp.c_proj"),
-    "gpt_neox": ("gpt_neox.layers.{}", ".attention", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
-    "opt": ("model.decoder.layers.{}", ".self_attn", (".fc1",), ".fc2"),
-    "bloom": ("transformer.h.{}", ".self_attention", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
-    "falcon": ("transformer.h.{}", ".self_attention", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
+    "phi": ("model.layers.{}", ".self_attn", ".dense", (".mlp.fc1",), ".mlp.fc2"),
+    "phi3": ("model.layers.{}", ".self_attn", ".o_proj", (".mlp.gate_up_proj",), ".mlp.down_proj"),
+    "gpt2": ("transformer.h.{}", ".attn", ".c_proj", (".mlp.c_fc",), ".mlp.c_proj"),
+    "gpt_neox": ("gpt_neox.layers.{}", ".attention", ".dense", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
+    "opt": ("model.decoder.layers.{}", ".self_attn", ".out_proj", (".fc1",), ".fc2"),
+    "bloom": ("transformer.h.{}", ".self_attention", ".dense", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
+    "falcon": ("transformer.h.{}", ".self_attention", ".dense", (".mlp.dense_h_to_4h",), ".mlp.dense_4h_to_h"),
 }
 IDS = torch.arange(3, 11)[None].repeat(2, 1)
 
@@ -35,10 +35,9 @@ def said(model, ids=IDS):
 def test_the_blocks_of_an_architecture_are_found_by_what_they_do(kind):
     model = small.model(kind).eval()
     blocks = Blocks(model)
-    layer, attention, into, out = FOUND[kind]
-    expected = [
-        Block(n, n + attention, tuple(n + i for i in into), n + out) for n in (layer.format(i) for i in range(2))
-    ]
+    layer, attention, back, into, out = FOUND[kind]
+    names = [layer.format(i) for i in range(2)]
+    expected = [Block(n, n + attention, n + attention + back, tuple(n + i for i in into), n + out) for n in names]
     assert list(blocks) == expected
     assert (len(blocks), blocks[1]) == (2, expected[1])
     assert blocks.transposed(blocks[0].mlp_out) == (kind == "gpt2")

@@ -211,17 +211,18 @@ def test_everything_that_headers_tell_of_training_is_said_at_once(given, tmp_pat
     assert told() == []
     assert told(model=None, data=None, locality=None, resources=Resources(workers=2, strategy="ddp")) == []
     (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], "num_layers": 1}))
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "num_layers": 1}))
     bert, texts = Model(str(tmp_path / "bert"), "e" * 64), given["locality"]
     training = replace(TRAINING, max_steps=0, gradient_checkpointing=True, length=128)
     assert told(
         model=bert, data=texts, locality=given["data"], training=training, resources=Resources(strategy="zero2")
     )[:4] == [
         "MEND: strategy='zero2', expected one of single, ddp. It cannot share a model that way.",
-        f"model: '{bert.uri}' is a BertForMaskedLM, expected a causal language model. Choose one.",
+        "MEND: 'encoder' under model, expected 'decoder'. Give another, or choose another method.",
         "MEND: num_blocks=2, expected at most 1, the model's layers.",
         f"locality: {given['data'].uri}: has the columns 'subject', 'prompt', 'target', 'paraphrases', expected "
-        "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text'. Rename the columns.",
+        "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text' alone or with 'label'. Rename the "
+        "columns.",
     ]
     (clause,) = told(held_out=texts)
     assert clause.startswith(f"held_out: {texts.uri} has the columns text, expected 'subject', 'prompt', 'target'.")
