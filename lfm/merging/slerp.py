@@ -45,7 +45,7 @@ class SLERP(Merge):
         Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985. https://doi.org/10.1145/325334.325242
     """
 
-    reference, area, leaf = "10.1145/325334.325242", "reuse", "C2a"
+    reference, area, leaf = "https://doi.org/10.1145/325334.325242", "reuse", "C2a"
     needs = Needs(access="weights", data="none", models=(2, 2))
 
     t: float = 0.5

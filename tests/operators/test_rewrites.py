@@ -98,8 +98,8 @@ def test_it_is_measured_on_its_base_and_on_no_other(given, made, tmp_path):
         small.Work(tmp_path / "plain"), model=given["model"], data={"pairs": given["data"]}, length=32
     )
     assert found.about["sets"]["pairs"]["loss"] < plain.about["sets"]["pairs"]["loss"]
-    added = sum(p.numel() for m in adapted(load(given["model"].path), made[0].path).modules() if isinstance(m, Bottleneck)
-                for p in m.parameters())  # fmt: skip
+    whole = adapted(load(given["model"].path), made[0].path)
+    added = sum(p.numel() for m in whole.modules() if isinstance(m, Bottleneck) for p in m.parameters())
     assert found.about["parameters"] - plain.about["parameters"] == added == 4 * (2 * 4 * 16 + 4 + 16)
     from_outside = Adapter(made[0].uri)
     other = replace(given["model"], digest="e" * 64)
