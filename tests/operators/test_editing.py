@@ -17,6 +17,11 @@ from operators.editing import EditingError, Measured, edit, surprise, written
 from operators.engines.native import Native
 from operators.facts import carried, read_facts, tokenized
 from operators.language_models import load, load_tokenizer
+from pipelines.__main__ import main
+from pipelines.commands import run
+from pipelines.inputs.inspector import Looks
+from pipelines.storage.opening import open_storage
+from pipelines.store import Store
 from tests.operators import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,3 +199,77 @@ def test_editing_has_its_methods():
     verb = catalog.operator("edit")
     assert "rome" in catalog.methods(verb.family)
     assert catalog.method(verb.family, "rome") is ROME
+
+
+PIPELINE = """
+name: edits
+inputs:
+  base: {model: MODEL}
+  facts: {dataset: FACTS}
+  keys: {statistics: KEYS}
+steps:
+  delta:
+    operator: edit
+    inputs: {model: base, facts: facts, statistics: keys}
+    method: {name: rome, layer: 0, tokens_per_width: 10}
+    params: {num_contexts: 2}
+  edited: {operator: apply, inputs: {model: base, delta: delta}}
+  reverted: {operator: revert, inputs: {model: edited, base: base}}
+  tuned:
+    operator: tune
+    inputs: {model: edited, data: texts}
+    method: {name: lora, rank: 2}
+    params: {max_steps: 1, length: 32}
+  again: {operator: apply, inputs: {model: edited, delta: delta}, params: {force: true}}
+  once: {operator: revert, inputs: {model: again, base: edited}}
+"""
+LATER = """
+name: later
+inputs:
+  base: {model: MODEL}
+  delta: {delta: "lfm://last/delta"}
+  exported: {delta: EXPORTED}
+steps:
+  one: {operator: apply, inputs: {model: base, delta: delta}}
+  other: {operator: apply, inputs: {model: base, delta: exported}}
+"""
+
+
+@pytest.mark.ray
+def test_on_ray_a_reverted_model_is_the_base_itself(given, tmp_path, ray_local, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    small.texts(tmp_path / "texts.jsonl")
+    text = PIPELINE.replace("MODEL", given["model"].uri).replace("FACTS", given["facts"].uri)
+    text = text.replace("inputs:\n", "inputs:\n  texts: {dataset: texts.jsonl}\n", 1)
+    keys = measured(
+        Model(given["model"].uri, Looks(tmp_path / "memory.sqlite", None).pin(Model(given["model"].uri)).digest),
+        tmp_path / "keys",
+    )
+    (tmp_path / "edits.yaml").write_text(text.replace("KEYS", keys.uri))
+    assert main(["run", "edits.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["show", "last", "--json"]) == 0
+    steps = {k: v["data"] for k, v in json.loads(capsys.readouterr().out)["steps"].items()}
+    base = steps["delta"]["about"]["base"]
+    assert steps["reverted"]["digest"] == base
+    assert steps["edited"]["digest"] not in (base, steps["again"]["digest"])
+    assert steps["once"]["digest"] == steps["edited"]["digest"]
+    stack = steps["again"]["about"]["stack"]
+    assert [entry["base"] for entry in stack] == [base, steps["edited"]["digest"]]
+    assert {entry["delta"] for entry in stack} == {steps["delta"]["digest"]}
+    store = Store(open_storage(".lfm"))
+    for step in ("delta", "edited", "tuned", "again"):
+        assert carried(store.get(steps[step]["digest"]).path) == read_facts(given["facts"])
+
+    exported = tmp_path / "exported"
+    assert main(["export", "last/delta", str(exported)]) == 0
+    later = LATER.replace("MODEL", given["model"].uri).replace("EXPORTED", str(exported))
+    (tmp_path / "later.yaml").write_text(later)
+    assert main(["run", "later.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["show", "last", "--json"]) == 0
+    later_steps = {k: v["data"] for k, v in json.loads(capsys.readouterr().out)["steps"].items()}
+    assert later_steps["one"]["digest"] == steps["edited"]["digest"]
+    files = [store.manifest(later_steps[s]["digest"])["files"]["model.safetensors"] for s in ("one", "other")]
+    assert files[0] == files[1]
