@@ -182,6 +182,38 @@ def inputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 @contextmanager
+def streams_of(blocks: Blocks, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect what flows between layers in the last call while the block runs, by depth.
+
+    Args:
+        blocks: Of the model that is called.
+        depths: 0 is what goes into the first layer, `n` what comes out of the n-th.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen[0] = arguments[0]
+
+    def after(depth: int) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            seen[depth] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [
+        blocks.module(blocks[d - 1].name).register_forward_hook(after(d))
+        if d
+        else blocks.module(blocks[0].name).register_forward_pre_hook(before)
+        for d in dict.fromkeys(depths)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def replaced(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put `change(output)` in the place of what a module gives while the block runs."""
 

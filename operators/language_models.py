@@ -246,6 +246,23 @@ def head_of(model: Any) -> Head:
     return Head(linear, scale, getattr(config, "final_logit_softcapping", None))
 
 
+def head_size(folder: Path) -> int | None:
+    """How many entries a model says its head has, of which the last may be padding."""
+    config = config_of(folder)
+    size: int | None = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return size
+
+
+def num_layers(folder: Path) -> int | None:
+    """How many layers a model says it has."""
+    config = config_of(folder)
+    said = [each.get(key) for each in (config, config.get("text_config") or {}) for key in LAYERS]
+    return next((int(number) for number in said if number), None)
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configs call it
+
+
 def trunk_of(model: Any) -> Any:
     """All of a causal language model but its head."""
     return model.get_decoder()

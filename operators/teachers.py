@@ -1,8 +1,8 @@
-"""A frozen teacher beside a training student: asked for every batch, or once for each row."""
+"""A frozen teacher beside a training student: asked for every batch, or once for each row, or only quoted."""
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,13 @@ from lfm.soft_targets import Dense, TopK, likeliest
 from operators.batches import IGNORED, Batch, Rows
 from operators.language_models import head_of
 from operators.objectives import answers
+
+
+class Source(Protocol):
+    """What a student learns from."""
+
+    def says(self, batch: Batch) -> Dense | TopK:
+        """What is said of the loss tokens of a batch."""
 
 
 class Teacher:
@@ -35,19 +42,33 @@ class Teacher:
         """What it says of the loss tokens of a batch."""
         memory = next((m for m in self.memories if m.rows is batch.rows), None)
         if memory is None or not batch.loss_tokens:
-            return self._ask(batch)
+            return self.asked_of(batch)
         new = np.flatnonzero(~memory.met[batch.where])
         if len(new):
-            memory.keep(batch.where[new], likeliest(self._ask(_some(batch, new)), memory.k, memory.vocabulary))
+            memory.keep(batch.where[new], likeliest(self.asked_of(_some(batch, new)), memory.k, memory.vocabulary))
         return memory.recall(batch.where, batch.ids.device)
 
     @torch.no_grad()
-    def _ask(self, batch: Batch) -> Dense:
+    def asked_of(self, batch: Batch) -> Dense:
+        """What it says of them now, whatever is remembered."""
         self.asked += len(batch.where)
         hidden, _ = answers(self.model, batch, packed=self.packed)
         linear = self.head.linear
         shaped = None if self.head.plain else self.head.shaped
         return Dense(hidden=hidden, weight=linear.weight, bias=linear.bias, shaped=shaped, temperature=self.temperature)
+
+
+class Quoted:
+    """A teacher of whom there are only answers: what it wrote is all that it would have said at that place."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def says(self, batch: Batch) -> TopK:
+        """What it says of the loss tokens of a batch."""
+        written = batch.targets[batch.targets != IGNORED][:, None]
+        sure = torch.tensor([0.0, float("-inf")], device=written.device)
+        return TopK(written, sure.expand(len(written), 2), self.vocabulary, 1.0)
 
 
 class _Memory:
@@ -61,9 +82,8 @@ class _Memory:
         self.rows, self.k, self.vocabulary, self.temperature = rows, k, vocabulary, temperature
         self.starts = np.concatenate([[0], (rows.targets != IGNORED).sum(axis=1).cumsum()])
         self.met = np.zeros(len(rows), bool)
-        folder.mkdir(parents=True, exist_ok=True)  # a worker on another machine has only the path
-        self.tokens = _file(folder, np.dtype(np.min_scalar_type(vocabulary - 1)), (rows.loss_tokens, k))
-        self.shares = _file(folder, np.dtype(np.float16), (rows.loss_tokens, k + (k < vocabulary)))
+        self.tokens = unnamed(folder, np.dtype(np.min_scalar_type(vocabulary - 1)), (rows.loss_tokens, k))
+        self.shares = unnamed(folder, np.dtype(np.float16), (rows.loss_tokens, k + (k < vocabulary)))
 
     def keep(self, where: "np.ndarray[Any, np.dtype[np.int64]]", said: TopK) -> None:
         """Remember what was said of these rows, one after another."""
@@ -82,7 +102,9 @@ class _Memory:
         return np.concatenate([np.arange(self.starts[row], self.starts[row + 1]) for row in where])
 
 
-def _file(folder: Path, dtype: "np.dtype[Any]", shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[Any]]":
+def unnamed(folder: Path, dtype: "np.dtype[Any]", shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[Any]]":
+    """An array in a file that goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)  # a worker on another machine has only the path
     with tempfile.TemporaryFile(dir=folder) as file:  # the map keeps it open
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 

@@ -1,5 +1,6 @@
 """The tokens of a model's folder, read without the libraries that tokenize."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -38,3 +39,9 @@ def tokens(folder: Path, *, added: bool = True) -> dict[int, str] | None:
         return found | {t["id"]: t["content"] for t in stored.get("added_tokens") or () if added}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UnreadableTokenizer(str(path)) from error
+
+
+def digest(folder: Path) -> str:
+    """Of a folder's tokens and their numbers; empty where there is no `tokenizer.json` to read them from."""
+    found = tokens(folder)
+    return "" if found is None else hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()

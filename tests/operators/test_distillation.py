@@ -231,7 +231,7 @@ def test_what_is_remembered_is_what_the_teacher_said(work, teacher, student, tex
     job = job_of(work, teacher, student, texts, top_k=5)
     device = torch.device("cpu")
     everything = on_device(job.rows, np.arange(len(job.rows)), device)
-    said = likeliest(job.objective.teacher._ask(everything), 5, len(load_tokenizer(student.path)))
+    said = likeliest(job.objective.teacher.asked_of(everything), 5, len(load_tokenizer(student.path)))
     for where in ([2, 0], [1, 2, 2, 3], [0, 1]):  # some known, some not, one twice
         got = job.objective.teacher.says(on_device(job.rows, np.array(where), device))
         counts = (job.rows.targets != IGNORED).sum(axis=1)
@@ -363,6 +363,7 @@ def test_what_the_student_wrote_is_compared_with_the_whole_vocabulary_and_is_no_
 
 def foreseen(*given, **more):
     defaults = {"held_out": None, "top_k": None, "hard_weight": 0.0, "max_answer": 4, "resources": Resources()}
+    defaults["kinds"] = {"teacher": (Model,)}
     return list(problems(**{**defaults, **arguments(*given, **more)}))
 
 
