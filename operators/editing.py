@@ -145,7 +145,7 @@ def edit(
         method: How.
         num_contexts: Each prompt is also put behind so many texts that the model itself writes, one half of them of 5
             tokens and the other of 10, so that what is learnt holds wherever the prompt stands. Those that turn out
-            empty are left out.
+            empty are left out. A method that works through an editor takes the prompt alone, and gets none.
 
     Raises:
         EditingError: These do not go together.
@@ -162,7 +162,7 @@ def edit(
     whole.to("cuda" if work.resources.gpus else "cpu")
     tokenizer = load_tokenizer(model.path)
     engine = Native(whole, tokenizer)
-    contexts = written(engine, num_contexts, work.seed)
+    contexts = written(engine, 0 if method.taught else num_contexts, work.seed)
     asked = [tokenized(row, tokenizer, contexts) for row in rows]
     _check_lengths(asked, engine.context)
     blocks, measured = Blocks(whole), Measured(statistics, method.needs.statistics)

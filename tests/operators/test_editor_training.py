@@ -37,9 +37,9 @@ METHOD = MEND(num_blocks=2, rank=16, rate=1e-2, rate_speed=1.0, edit_weight=1.0)
 TRAINING = Training(max_steps=30, batch_size=4, length=32, learning_rate=1e-2, schedule="constant", seed=1)
 
 
-def facts_in(path, number=12):
+def facts_in(path, number, seed):
     """Facts that are drawn, every other one with two paraphrases."""
-    draw = np.random.default_rng(3)
+    draw = np.random.default_rng(seed)
     rows = []
     for i in range(number):
         subject, answer = draw.choice(small.WORDS, 2)
@@ -57,18 +57,27 @@ def given(tmp_path_factory):
     weights = load_file(model.path / "model.safetensors")
     weights["lm_head.weight"] *= 20  # so that the model can be sure of something
     save_file(weights, model.path / "model.safetensors", metadata={"format": "pt"})
-    return {"model": model, "data": facts_in(folder / "facts.jsonl"), "locality": small.texts(folder / "texts.jsonl")}
+    return {
+        "model": model,
+        "data": facts_in(folder / "facts.jsonl", 36, 3),
+        "locality": small.texts(folder / "texts.jsonl"),
+    }
 
 
 @pytest.fixture(scope="module")
 def made(given, tmp_path_factory):
     work = small.Work(tmp_path_factory.mktemp("made"))
     training = replace(TRAINING, validate_every=TRAINING.max_steps)
-    return train_editor.body(work, **given, held_out=given["data"], method=METHOD, training=training), work
+    return train_editor.body(work, **given, held_out=unseen(given), method=METHOD, training=training), work
 
 
-def loss_of(given, editor=None):
-    """The loss of all facts, with an editor or with the one that training begins with."""
+def unseen(given):
+    """Facts that no editor was trained on."""
+    return facts_in(given["model"].path.parent / "unseen.jsonl", 10, 4)
+
+
+def loss_of(given, data, editor=None):
+    """The loss of facts, with an editor or with the one that training begins with."""
     model, tokenizer = (
         load(given["model"].path, torch.float32).requires_grad_(False),
         load_tokenizer(given["model"].path),
@@ -78,7 +87,7 @@ def loss_of(given, editor=None):
     network = METHOD.build(model, blocks) if editor is None else read_editor(editor, METHOD, model, blocks)
     if editor is None:
         METHOD.observe(network, model, blocks, [tokenized(row, tokenizer) for row in read_facts(given["data"])])
-    rows = lessons_of(given, tokenizer)
+    rows = lessons_of({**given, "data": data}, tokenizer)
     with torch.no_grad():
         loss = EditedModel(network, model, blocks, METHOD)(on_device(rows, np.arange(len(rows)), torch.device("cpu")))
     return loss.item() / rows.loss_tokens
@@ -94,8 +103,10 @@ def test_an_editor_learns_to_make_facts_likelier_and_leaves_other_texts_alone(gi
     editor, work = made
     assert type(editor) is Editor
     assert (editor.about["model"], editor.about["method"], editor.about["steps"]) == ("d" * 64, "mend", 30)
-    begun, learnt = loss_of(given), loss_of(given, editor)
-    assert learnt < 0.7 * begun
+    assert loss_of(given, given["data"], editor) < 0.9 * loss_of(given, given["data"])
+    others = unseen(given)
+    learnt = loss_of(given, others, editor)
+    assert learnt < 0.95 * loss_of(given, others), "it has learnt to edit, not only these facts"
     assert work.curve("held_out_loss") == [pytest.approx(learnt, rel=1e-4)]
     model, tokenizer = load(given["model"].path, torch.float32), load_tokenizer(given["model"].path)
     network = read_editor(editor, METHOD, model, Blocks(model))
@@ -139,9 +150,10 @@ def test_what_is_saved_edits_as_what_was_trained(given, made, tmp_path):
     deltas = []
     for number in range(2):
         work = small.Work(tmp_path / str(number))
-        delta = edit.body(work, model=given["model"], facts=given["data"], editor=editor, method=METHOD, num_contexts=0)
+        delta = edit.body(work, model=given["model"], facts=given["data"], editor=editor, method=METHOD)
         deltas.append(load_delta(delta.path))
         assert delta.about["loss_after"] < delta.about["loss_before"]
+        assert delta.about["contexts"] == 0
     model, tokenizer = load(given["model"].path, torch.float32), load_tokenizer(given["model"].path)
     asked = [tokenized(row, tokenizer) for row in read_facts(given["data"])]
     network = read_editor(editor, METHOD, model, Blocks(model))
@@ -150,6 +162,18 @@ def test_what_is_saved_edits_as_what_was_trained(given, made, tmp_path):
     for name, change in here.items():
         assert torch.equal(deltas[0][name].left, deltas[1][name].left)
         torch.testing.assert_close(change.whole(), deltas[0][name].whole())
+
+
+def test_training_goes_on_from_a_checkpoint_to_the_same_editor(given, made, tmp_path):
+    settings = replace(TRAINING, max_steps=6, checkpoint_every=4)
+    work = small.Work(tmp_path / "whole")
+    whole = train_editor.body(work, **given, held_out=None, method=METHOD, training=settings)
+    resumed = small.Work(tmp_path / "resumed")
+    resumed.checkpoints += work.checkpoints
+    again = train_editor.body(resumed, **given, held_out=None, method=METHOD, training=settings)
+    assert resumed.curve() == work.curve()[4:]
+    one, other = (load_file(e.path / "editor.safetensors") for e in (whole, again))
+    assert all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_it_has_observed_the_facts_that_it_was_trained_on_each_once(given, made):
@@ -166,7 +190,7 @@ def test_a_row_is_a_fact_with_one_of_its_paraphrases(given):
     tokenizer = load_tokenizer(given["model"].path)
     rows, facts = lessons_of(given, tokenizer), read_facts(given["data"])
     asked = [(i, p) for i, f in enumerate(facts) for p in (f.paraphrases or (f.prompt,))]
-    assert len(rows) == len(asked) == 18
+    assert len(rows) == len(asked) == 54
     batch = on_device(rows, np.arange(len(rows)), torch.device("cpu"))
     for at, (number, prompt) in enumerate(asked):
         lesson = rows.lesson(batch, at)
@@ -303,7 +327,6 @@ steps:
     operator: edit
     inputs: {model: base, facts: facts, editor: editor}
     method: METHOD
-    params: {num_contexts: 0}
   edited: {operator: apply, inputs: {model: base, delta: change}}
 """
 
