@@ -1,4 +1,4 @@
-"""A model as it is, or what became of one: with an adapter on it, or with a change of its weights."""
+"""A model as it is, or what became of one: with an adapter on it, a change of its weights, or a memory beside it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,11 @@ import torch
 
 from lfm.deltas import add, read
 from lfm.errors import LfmError
+from lfm.memory.base import OtherMemory
 from operators import classifiers
-from operators.artifact import Adapter, Artifact, Delta, Model, kind_of
+from operators.artifact import Adapter, Artifact, Delta, Memory, Model, kind_of
 from operators.language_models import adapted, architecture_of, load
+from operators.memory_files import consult
 from operators.objectives import plain
 from operators.rewrites import made_for
 from operators.vocabulary import tokens
@@ -59,25 +61,39 @@ def without_base(kinds: Mapping[str, Sequence[type[Artifact]]]) -> str | None:
     return None
 
 
+def not_whole(memory: str, kind: str) -> OtherMemory:
+    """What is said where a memory comes with something else than a whole model."""
+    allowed = "the model that it was made for"
+    return OtherMemory(f"memory {memory!r}", f"it is given with {kind!r}", allowed, "Write the whole model first.")
+
+
 def home_of(model: Model | Adapter | Delta | None, base: Model | None) -> Path | None:
     """The folder with the config and the tokenizer; None where it is not here yet."""
     whole = base if isinstance(model, CHANGES) else model
     return None if whole is None else whole.path
 
 
-def opened(verb: str, model: Model | Adapter | Delta, base: Model | None) -> tuple[Any, Path]:
+def opened(
+    verb: str, model: Model | Adapter | Delta, base: Model | None, memory: Memory | None = None
+) -> tuple[Any, Path]:
     """The network in float32, and the folder with its tokenizer; nothing is written.
 
     Args:
         verb: Who asks, for messages.
         model: What is opened.
         base: What it was made for, where it is an adapter or a change.
+        memory: What a whole model consults.
 
     Raises:
         BaseNeeded: It came without its base, or with another model.
+        OtherMemory: The memory was not made for this very model.
     """
     home = home_with(verb, model, base)
+    if memory is not None and not isinstance(model, Model):
+        raise not_whole(memory.uri, kind_of(type(model)))
     whole = _loaded(home)
+    if isinstance(model, Model) and memory is not None:
+        consult(whole, memory, model)
     if isinstance(model, Adapter):
         return adapted(whole, model.path), home
     if isinstance(model, Delta):

@@ -1,13 +1,12 @@
 """The Ray Serve deployment behind `serve`; imported only where one is brought up."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
-from operators.engines.native import Native
-from operators.language_models import load, load_tokenizer
+from operators.artifact import Memory, Model
+from operators.memory_files import engine_of
 from operators.openai_api import api
 
 
@@ -16,8 +15,8 @@ from operators.openai_api import api
 class Endpoint:
     """One replica: an engine, and the OpenAI API in front of it."""
 
-    def __init__(self, folder: str, name: str, about: dict[str, Any]) -> None:
-        self.engine = Native(load(Path(folder)), load_tokenizer(Path(folder)))
+    def __init__(self, model: Model, memory: Memory | None, name: str, about: dict[str, Any]) -> None:
+        self.engine = engine_of(model, memory)
         self.name, self.about = name, about
 
     def __serve_build_asgi_app__(self) -> Any:

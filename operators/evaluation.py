@@ -14,14 +14,15 @@ from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
 from operators import classifiers
 from operators.accuracy import Labels
-from operators.artifact import Adapter, Artifact, Dataset, Delta, Metrics, Model
+from operators.artifact import Adapter, Artifact, Dataset, Delta, Memory, Metrics, Model, kind_of
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
-from operators.changed_models import beside, home_of, opened, without_base
+from operators.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
 from operators.edit_scores import CARRIED_FACTS, Facts
 from operators.engines.native import Native, Sampling
 from operators.facts import holds_facts, inherited, read_facts
 from operators.language_models import architecture_of, check, load_tokenizer
+from operators.memory_files import unfit as unfit_memory
 from operators.objectives import answers, plain
 from operators.row_files import DatasetError
 from operators.rows import SPOKEN, Form, columns_of, digest_of, read_rows
@@ -37,6 +38,7 @@ def _foreseen(
     *,
     model: Model | Adapter | Delta | None,
     base: Model | None,
+    memory: Memory | None = None,
     data: Mapping[str, Dataset | None],
     kinds: Mapping[str, Sequence[type[Artifact]]],
     length: int = 512,
@@ -47,6 +49,10 @@ def _foreseen(
 ) -> Iterator[str]:
     if lonely := without_base(kinds):
         yield lonely
+    if memory is not None:
+        uri = memory.uri
+        yield from (str(not_whole(uri, kind_of(k))) for k in kinds["model"] if k in CHANGES)
+        yield from map(str, unfit_memory(memory, model if isinstance(model, Model) else None))
     yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
@@ -83,6 +89,7 @@ def evaluate(
     *,
     model: Model | Adapter | Delta,
     base: Model | None = None,
+    memory: Memory | None = None,
     data: Mapping[str, Dataset],
     length: int = 512,
     batch_size: int = 32,
@@ -101,7 +108,8 @@ def evaluate(
         work: The step's workspace.
         model: What is measured; a change of weights without a model being written.
         base: What `model` was made for, where it is an adapter or a change; and what it is compared with where facts
-            have neighbours.
+            have neighbours. There a model with a memory is compared with itself alone, unless another base is given.
+        memory: What the model consults while it answers.
         data: The sets by name.
         length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
             nothing comes before. A document without an answer token has no loss and weighs nothing. A classifier
@@ -115,6 +123,7 @@ def evaluate(
     Raises:
         HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
         BaseNeeded: An adapter or a change came without its base.
+        OtherMemory: The memory was not made for this very model.
         AnotherVocabulary: `base` has other tokens than the model, and there are facts to compare them on.
         NoLossToken: A set has no answer token at all.
         DatasetError: Rows are not of a form that the model knows, or something is asked of it by a document that has
@@ -124,7 +133,7 @@ def evaluate(
     """
     for problem in _out_of_range(length, batch_size, max_documents, generate):
         raise problem
-    whole, home = opened("evaluate", model, base)
+    whole, home = opened("evaluate", model, base, memory)
     device = torch.device("cuda" if work.resources.gpus else "cpu")
     whole.to(device)
     sets: dict[str, tuple[Measure, Any]] = {}
@@ -135,9 +144,10 @@ def evaluate(
         answered = Answers(whole, home, length=length, batch_size=batch_size, max_tokens=generate)
         facts = {name: read_facts(dataset)[:max_documents] for name, dataset in data.items() if _of_facts(dataset)}
         spoken = {name: _rows(d, max_documents, answered.forms) for name, d in data.items() if name not in facts}
-        if carried and (own := inherited([home, model.path])):
+        if carried and (own := inherited([home, model.path, *([memory.path] if memory else [])])):
             facts[CARRIED_FACTS] = own
-        other = beside(whole, home, base).to(device) if base and facts else None
+        alone = base or (model if memory is not None and isinstance(model, Model) else None)
+        other = beside(whole, home, alone).to(device) if alone and facts else None
         known = Facts(answered.engine, other, batch_size=batch_size, max_tokens=generate)
         sets = {name: (answered, rows) for name, rows in spoken.items()}
         sets |= {name: (known, rows) for name, rows in facts.items()}

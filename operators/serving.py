@@ -1,22 +1,27 @@
 """The verb `serve`: a model behind the OpenAI API, live once it has proved that it is the right one."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lfm.errors import LfmError
-from operators.artifact import Deployment, Model
+from operators.artifact import Deployment, Memory, Model
 from operators.base import operator
 from operators.engines.native import Native
-from operators.language_models import load, load_tokenizer
+from operators.facts import carried, spoken
+from operators.language_models import load_tokenizer
+from operators.memory_files import engine_of, unfit
 from operators.ports import LAST_PORT, check_port
 from operators.resources import Resources
 from operators.workspace import Workspace
 
 PROBE_TOKENS = 16
+Asked = Callable[[Sequence[int]], Tensor]
+"""What a replica says after each token of a text."""
 TOLERANCE = 1e-4  # of the largest logit: the same weights on the same kind of device, perhaps in other threads
 
 
@@ -45,13 +50,17 @@ class EndpointTaken(LfmError, RuntimeError):
         )
 
 
-def _problems(*, name: str, port: int, resources: Resources, **_: object) -> Iterator[str]:
+def _problems(
+    *, name: str, port: int, resources: Resources, model: Model | None, memory: Memory | None = None, **_: object
+) -> Iterator[str]:
     if resources.workers > 1:
         yield f"workers={resources.workers}, expected 1: an endpoint has one replica. Leave it out."
     if not 1 <= port <= LAST_PORT:
         yield f"port={port}, expected 1 <= port <= {LAST_PORT}. Give another one."
     if not name.strip():
         yield f"name={name!r}, expected what requests call the model. Give it one."
+    if memory is not None:
+        yield from map(str, unfit(memory, model))
 
 
 @operator(effect=True, starts_workers=True, problems=_problems)
@@ -60,6 +69,7 @@ def serve(
     *,
     model: Model,
     base: Model | None = None,
+    memory: Memory | None = None,
     name: str = "model",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -70,6 +80,7 @@ def serve(
         work: The step's workspace.
         model: What is served.
         base: A model that it must differ from, such as what it was merged from.
+        memory: What the model consults while it answers.
         name: What requests call it.
         host: Where it listens.
         port: The same.
@@ -77,7 +88,8 @@ def serve(
     Raises:
         PortBusy: Another process listens there.
         EndpointTaken: This Ray serves another model already.
-        ProbeFailed: The replica's logits are not the artifact's, or are the base's.
+        ProbeFailed: The replica's logits are not the artifact's, or are the base's, or it does not consult the memory.
+        OtherMemory: The memory was not made for this very model.
     """
     from ray import serve as ray_serve
 
@@ -86,22 +98,29 @@ def serve(
     if not _serving(ray_serve):
         check_port("endpoint", host, port)
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    about = {"digest": model.digest}
+    of_memory = {} if memory is None else {"memory": memory.digest}
+    about = {"digest": model.digest, **of_memory}
     others = [n for n in ray_serve.status().applications if n != name]
     if others:
         raise EndpointTaken(name, others[0])
+    wanted = engine_of(model, memory)
     app = Endpoint.options(ray_actor_options=_asks(work)).bind(  # type: ignore[attr-defined]
-        str(model.path), name, about
+        model, memory, name, about
     )
     handle = ray_serve.run(app, name=name, route_prefix="/")
-    ids = probe_ids(model.path)
+
+    def asked(ids: Sequence[int]) -> Tensor:
+        return torch.tensor(handle.probe.remote(ids).result(timeout_s=120))
+
     try:
-        proof = _prove(name, handle.probe.remote(ids).result(timeout_s=120), model, base, ids)
+        proof = _prove(name, asked, wanted, base, probe_ids(model.path))
+        if memory is not None:
+            proof |= _prove_memory(name, asked, wanted, model, memory)
     except BaseException:
         ray_serve.delete(name)
         raise
     file = work.scratch / "deployment.json"
-    found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, "probe": proof}
+    found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, **of_memory, "probe": proof}
     file.write_text(json.dumps(found, indent=2))
     return work.save(Deployment, file, found)
 
@@ -123,24 +142,37 @@ def probe_ids(folder: Path) -> list[int]:
     return [(i * 7919 + 11) % vocabulary for i in range(PROBE_TOKENS)]
 
 
-def _prove(
-    name: str, answered: Sequence[Sequence[float]], model: Model, base: Model | None, ids: Sequence[int]
-) -> Mapping[str, float]:
+def _prove(name: str, asked: Asked, wanted: Native, base: Model | None, ids: Sequence[int]) -> dict[str, float]:
     """The largest differences of logits, over the largest logit: from the artifact's, and from the base's."""
-    from_artifact = _distance(answered, model.path, ids)
-    if from_artifact > TOLERANCE:
-        raise ProbeFailed(name, f"differ from the artifact's by {from_artifact:.2g}")
-    proof = {"from_artifact": from_artifact}
+    answered = asked(ids)
+    proof = {"from_artifact": _distance(answered, wanted.logits(ids))}
+    if proof["from_artifact"] > TOLERANCE:
+        raise ProbeFailed(name, f"differ from the artifact's by {proof['from_artifact']:.2g}")
     if base is not None:
-        proof["from_base"] = _distance(answered, base.path, ids)
+        proof["from_base"] = _distance(answered, engine_of(base, None).logits(ids))
         if proof["from_base"] <= TOLERANCE:
             raise ProbeFailed(name, "are the base's too")
     return proof
 
 
-def _distance(answered: Sequence[Sequence[float]], folder: Path, ids: Sequence[int]) -> float:
-    wanted = Native(load(folder), load_tokenizer(folder)).logits(ids)
-    return float((torch.tensor(answered) - wanted).abs().max() / wanted.abs().max())
+def _prove_memory(name: str, asked: Asked, wanted: Native, model: Model, memory: Memory) -> dict[str, float]:
+    """The same at the prompt of a fact of which the model alone says something else; nothing where there is none."""
+    alone = engine_of(model, None)
+    for fact in carried(memory.path):
+        ids, _ = spoken(fact.prompt, fact.target, wanted.tokenizer)
+        with_it, without = wanted.logits(ids), alone.logits(ids)
+        if _distance(with_it, without) <= TOLERANCE:
+            continue
+        answered = asked(ids)
+        proof = {"from_memory": _distance(answered, with_it), "from_model_alone": _distance(answered, without)}
+        if proof["from_memory"] > TOLERANCE:
+            raise ProbeFailed(name, f"differ from the memory's by {proof['from_memory']:.2g}")
+        return proof
+    return {}
+
+
+def _distance(answered: Tensor, wanted: Tensor) -> float:
+    return float((answered - wanted).abs().max() / wanted.abs().max())
 
 
 def _asks(work: Workspace) -> dict[str, Any]:

@@ -277,6 +277,9 @@ def test_a_change_is_measured_without_a_model_being_written(measured, data, fold
         measured(model=delta, data=data)
     with pytest.raises(BaseNeeded, match="base is cccc"):
         measured(model=delta, base=Model(base.uri, "c" * 64), data=data)
+    (tmp_path / "delta" / "delta.json").write_text(json.dumps({"base": "b" * 64}))  # of one that no step noted
+    with pytest.raises(BaseNeeded, match="base is cccc"):
+        measured(model=Delta(delta.uri), base=Model(base.uri, "c" * 64), data=data)
     (said,) = evaluate.problems(
         model=None, base=None, data={"later": None}, resources=None, kinds={"model": (Delta,), "data": (Dataset,)}
     )

@@ -3,14 +3,19 @@
 import json
 import socket
 import urllib.request
+from dataclasses import replace
 
 import openai
 import pytest
 import torch
 
-from operators.artifact import Deployment
+from lfm.memory.grace import GRACE
+from operators.artifact import Dataset, Deployment
+from operators.memories import remember
+from operators.memory_files import engine_of
 from operators.ports import PortBusy, check_port
-from operators.serving import EndpointTaken, ProbeFailed, serve, take_down
+from operators.resources import Resources
+from operators.serving import EndpointTaken, ProbeFailed, _prove_memory, serve, take_down
 from tests.operators.small import saved
 
 pytestmark = pytest.mark.ray
@@ -61,6 +66,39 @@ def test_an_endpoint_proves_its_model_answers_openai_and_goes(served, workspace,
     with pytest.raises(urllib.error.HTTPError):  # what failed its probe is not left up
         urllib.request.urlopen(f"{made.about['url']}/models", timeout=30)
     take_down("tiny", model.digest)
+
+
+def test_an_endpoint_consults_the_memory_of_its_model(ray_local, tmp_path, workspace, port):
+    from ray import serve as ray_serve
+
+    ray_local()
+    model, facts = saved(tmp_path / "model", seed=3), tmp_path / "facts.jsonl"
+    facts.write_text(json.dumps({"subject": "dog", "prompt": "the dog ran", "target": "over"}))
+    method = GRACE(radius=1e-3, steps=20)
+    made = remember.body(workspace.another(), model=model, facts=Dataset(str(facts)), method=method)
+    memory = replace(made, digest="m" * 64)
+    try:
+        live = serve.body(workspace, model=model, memory=memory, name="tiny", port=port)
+        proof = live.about["probe"]
+        assert max(proof["from_artifact"], proof["from_memory"]) < 1e-4 < proof["from_model_alone"]
+        assert (live.about["model"], live.about["memory"]) == (model.digest, memory.digest)
+        client = openai.OpenAI(base_url=live.about["url"], api_key="none", max_retries=0)
+        (listed,) = client.models.list().data
+        assert (listed.digest, listed.memory) == (model.digest, memory.digest)
+        answer = client.completions.create(model="tiny", prompt="the dog ran", temperature=0, max_tokens=1)
+        assert answer.choices[0].text.strip() == "over"
+    finally:
+        ray_serve.shutdown()
+
+    # A replica that answers without it is found out.
+    with_it, alone = engine_of(model, memory), engine_of(model, None)
+    assert _prove_memory("tiny", with_it.logits, with_it, model, memory)["from_memory"] == 0.0
+    with pytest.raises(ProbeFailed, match="differ from the memory's by"):
+        _prove_memory("tiny", alone.logits, with_it, model, memory)
+    asked = {"name": "tiny", "port": port, "resources": Resources()}
+    assert list(serve.problems(**asked, model=model, memory=memory)) == []
+    (said,) = serve.problems(**asked, model=replace(model, digest="o" * 64), memory=memory)
+    assert "it is kept beside dddddddddddd, expected model oooooooooooo" in said
 
 
 def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspace):

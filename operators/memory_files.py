@@ -1,0 +1,107 @@
+"""A memory's folder: what is remembered, by which method, and beside which model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from torch.utils.hooks import RemovableHandle
+
+from lfm.errors import LfmError
+from lfm.hooks import Blocks
+from lfm.memory.base import OtherMemory, Remember, State
+from lfm.weights import Weights, parsed
+from operators.artifact import Memory, Model
+from operators.catalog import Catalog, method_name
+from operators.engines.native import Native
+from operators.language_models import load, load_tokenizer
+
+STEM = "memory"
+
+
+def write(folder: Path, method: Remember, state: State, model: str) -> None:
+    """Write ``memory.safetensors`` and ``memory.json``.
+
+    Args:
+        folder: Where to.
+        method: Who can read the state.
+        state: What is remembered.
+        model: The digest of the model that it is kept beside.
+    """
+    save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / f"{STEM}.safetensors")
+    noted = {
+        "model": model,
+        "method": {"name": method_name(type(method)), **method.hyperparameters()},
+        "notes": state.notes,
+    }
+    (folder / f"{STEM}.json").write_text(json.dumps(noted, indent=2, sort_keys=True) + "\n")
+
+
+def read(memory: Memory) -> tuple[Remember, State]:
+    """What `write` wrote.
+
+    Raises:
+        WeightsError: A file is not there or damaged.
+        OtherMemory: ``memory.json`` does not say what such a file does.
+        UnknownName: It is of a method that this project does not have.
+    """
+    noted = _noted(memory)
+    try:
+        fields = dict(noted["method"])
+        found = Catalog().method(Remember, str(fields.pop("name")))
+        method: Any = TypeAdapter(found).validate_python(fields)
+        notes = dict(noted["notes"])
+    except (KeyError, TypeError, ValueError) as error:
+        where, allowed = str(memory.path / f"{STEM}.json"), "'model', 'method' and 'notes'"
+        raise OtherMemory(where, "does not say how it is read", allowed, "Make the memory again.") from error
+    weights = Weights(memory.path, STEM)
+    return method, State({name: weights.read(name) for name in weights.headers}, notes)
+
+
+def unfit(memory: Memory, model: Model | None) -> Iterator[LfmError]:
+    """Why a memory is not to be put beside a model, as far as is known."""
+    try:
+        wanted = str(memory.about.get("model") or _noted(memory).get("model", ""))
+    except LfmError as problem:
+        yield problem
+        return
+    if model is not None and model.digest and wanted and wanted != model.digest:
+        fix = "Give the model that it was made for, or remember the facts anew."
+        yield OtherMemory(
+            f"memory {memory.uri!r}", f"it is kept beside {wanted[:12]}", f"model {model.digest[:12]}", fix
+        )
+
+
+def consult(whole: Any, memory: Memory, model: Model) -> RemovableHandle:
+    """Have a model's network consult a memory from now on, whoever asks it, until the handle is removed.
+
+    Raises:
+        OtherMemory: It was made for another model.
+        WeightsError: A file is not there or damaged.
+    """
+    for problem in unfit(memory, model):
+        raise problem
+    method, state = read(memory)
+    return method.attach(whole, Blocks(whole), state)
+
+
+def engine_of(model: Model, memory: Memory | None) -> Native:
+    """What answers for a model in its stored dtype, and consults its memory where it has one.
+
+    Raises:
+        OtherMemory: The memory was not made for this very model.
+    """
+    whole = load(model.path)
+    if memory is not None:
+        consult(whole, memory, model)
+    return Native(whole, load_tokenizer(model.path))
+
+
+def _noted(memory: Memory) -> dict[str, Any]:
+    path = memory.path / f"{STEM}.json"
+    if not path.is_file():
+        fix = "Give what remember made."
+        raise OtherMemory(f"memory {memory.uri!r}", f"it has no {path.name}", "a folder with one", fix)
+    return parsed(path, path.read_bytes())
