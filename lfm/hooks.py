@@ -162,6 +162,11 @@ def _width(layer: nn.Module, attention: str) -> int:
     return next((i for i, _ in shared if any(o == i for _, o in shared)), 0)
 
 
+def cache_name(decoder: nn.Module) -> str:
+    """What a decoder calls the keys and values of what it has read: transformers renames it within its version 5."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+
+
 @contextmanager
 def inputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect what goes into modules while the block runs: the last call's first argument, by name."""

@@ -4,12 +4,14 @@ from collections.abc import Collection, Iterator
 
 from lfm.method import Method
 from operators.resources import Resources
+from operators.training import Training
 
 
 def unmet(
     method: Method,
     *,
     resources: Resources | None = None,
+    training: Training | None = None,
     models: int | None = None,
     called: str = "models",
     data: bool | None = None,
@@ -21,6 +23,7 @@ def unmet(
     Args:
         method: Its class says what it needs.
         resources: What the step asks for; None where nothing is trained.
+        training: How it trains; None where nothing is trained.
         models: How many models it is given to learn from.
         called: What the step calls these (``experts``).
         data: Whether it is given data; None where the verb's signature decides that.
@@ -31,6 +34,11 @@ def unmet(
     if resources is not None and resources.strategy not in needs.strategies:
         allowed = ", ".join(needs.strategies)
         yield f"{name}: strategy={resources.strategy!r}, expected one of {allowed}. It cannot share a model that way."
+    if training is not None and needs.cache and training.gradient_checkpointing:
+        why = "Recomputed layers have no cache, in which what it learns lies."
+        yield f"{name}: gradient_checkpointing=True, expected false. {why} Lower micro_batch_size instead."
+    if training is not None and needs.cache and training.packing:
+        yield f"{name}: packing=True, expected false. Documents of one row would share a cache. Set packing to false."
     if models is not None:
         least, most = needs.models
         if models < least or (most is not None and models > most):

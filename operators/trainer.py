@@ -44,7 +44,7 @@ class GroupFailed(LfmError, RuntimeError):
 def refused(training: Training, resources: Resources, method: Method | None = None) -> Iterator[str]:
     """What cannot be trained so on such resources, a clause each: part of an operator's ``problems``."""
     if method is not None:
-        yield from unmet(method, resources=resources)
+        yield from unmet(method, resources=resources, training=training)
     if training.precision == "float16" and not resources.gpus:
         yield "precision='float16' on a CPU, expected 'bfloat16' or 'float32' there. Change it or ask for a GPU."
     if resources.workers > 1 and resources.strategy == "single":

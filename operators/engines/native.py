@@ -1,6 +1,5 @@
 """Our own engine: a plain decode loop with a key-value cache, for any decoder of transformers."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lfm.errors import LfmError
+from lfm.hooks import cache_name
 from operators.language_models import head_of, trunk_of
 from operators.objectives import plain
 
@@ -82,9 +82,7 @@ class Native:
         import transformers
 
         trunk = trunk_of(self.model)
-        # What it calls the keys and values of what it has read: transformers renames it within its version 5.
-        cache_name = "cache" if "cache" in inspect.signature(trunk.forward).parameters else "past_key_values"
-        cache = {cache_name: transformers.DynamicCache(config=self.model.config)}
+        cache = {cache_name(trunk): transformers.DynamicCache(config=self.model.config)}
         lengths = [len(p) for p in prompts]
         if not all(n > 0 and (self.context is None or n < self.context) for n in lengths):
             room = "" if self.context is None else f" and fewer than the model's context of {self.context}"

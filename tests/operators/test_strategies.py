@@ -20,17 +20,9 @@ WHOLE = ("ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
 OTHERS = ("ddp-teacher", "zero2-teacher", "zero3-teacher", "zero2-bfloat16", "zero3-bfloat16", "zero2-float16")
 LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
-CASES = (
-    *WHOLE,
-    *OTHERS,
-    *LABELS,
-    *RESUMED,
-    "ddp-starts",
-    "zero2-starts",
-    "zero3-starts",
-    "zero3-adapter",
-    "zero3-frozen",
-)
+INSERTED = ("ddp-bottleneck", "zero2-bottleneck", "ddp-prefix", "zero2-prefix")
+STARTS = ("ddp-starts", "zero2-starts", "zero3-starts")
+CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen")
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +156,19 @@ def test_a_classifier_learns_under_every_strategy_as_in_one_process(case, home, 
     assert len(wanted["held_out_loss"]) == 2
     for key, values in wanted.items():
         assert got[key] == pytest.approx(values, rel=2e-4), key
+
+
+@pytest.mark.parametrize("case", INSERTED)
+def test_what_is_put_into_a_base_learns_as_in_one_process(case, home, tmp_path):
+    wanted = together.inserted(Place(), tmp_path, home, together.INSERTED[case.split("-")[1]])
+    got = found(home, case)
+    assert len(wanted["loss"]) == 4
+    for key, values in wanted.items():
+        assert got[key] == pytest.approx(values, rel=2e-5), key
+    one, other = (load_file(f / "exported" / "adapter_model.safetensors") for f in (tmp_path, home / case))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_frozen_is_put_together_again_for_an_export_that_needs_it(home):

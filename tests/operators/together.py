@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from lfm.distillation.forward_kl import ForwardKL
+from lfm.tuning.bottleneck_adapter import BottleneckAdapter
 from lfm.tuning.lora import LoRA
+from lfm.tuning.prefix import Prefix
 from operators import zero
 from operators.artifact import Dataset, Model
 from operators.distillation import FromTeacher
@@ -42,6 +44,7 @@ TRAINING = Training(
 STEADY = replace(TRAINING, schedule="constant", warmup=0.0, validate_every=0, patience=None, checkpoint_every=3)
 LABELS = Training(max_steps=4, batch_size=5, micro_batch_size=1, length=16, learning_rate=3e-2, validate_every=2)
 ADAPTER = Training(max_steps=20, batch_size=4, length=32, learning_rate=1e-2, seed=5)
+INSERTED = {"bottleneck": BottleneckAdapter(width=4, init=1e-2), "prefix": Prefix(length=4, hidden=8)}
 
 
 def trained(place, folder, training, *, teacher=False, goes_on=None):
@@ -91,6 +94,24 @@ def adapter(place, folder, given):
         (folder / "exported").mkdir()
         made.export(got.weights, folder / "exported")
     return {"loss": work.curve(), "start": shares[0], "most": max(shares), "end": held()}
+
+
+def inserted(place, folder, given, method):
+    """What this project puts into a base learns there: its loss, and what is kept of it in the folder."""
+    training = replace(TRAINING, max_steps=4, length=32, packing=False, validate_every=0, patience=None)
+    made = _job(
+        place,
+        model=Model(str(given / "model"), "d" * 64),
+        data=Dataset(str(given / "pairs.jsonl")),
+        held_out=None,
+        method=method,
+        training=training,
+    )
+    work = small.Work(folder / f"rank-{place.rank}")
+    got = train(made, training, place, work, work.scratch)
+    if not place.rank:
+        made.export(got.weights, folder / "exported")
+    return curves(work)
 
 
 def frozen(place, folder):
@@ -146,6 +167,8 @@ def main(rank, world, port, home, cases):
         elif "resumes" in what:
             _, work = trained(place, folder, STEADY, goes_on=home / "checkpoint")
             found = curves(work)
+        elif what[:1] and what[0] in INSERTED:
+            found = inserted(place, folder, home, INSERTED[what[0]])
         elif "frozen" in what:
             found = frozen(place, folder)
         else:
