@@ -14,6 +14,7 @@ from lfm.errors import LfmError
 from lfm.weights import parsed
 from operators.foreign_code import refuse_foreign_code
 from operators.rewrites import is_rewrites, rewritten
+from operators.soft_prompts import is_soft_prompt, prompted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -91,6 +92,8 @@ def adapted(model: Any, adapter: Path) -> Any:
     refuse_foreign_code(adapter)
     if is_rewrites(adapter):
         return rewritten(model, adapter)
+    if is_soft_prompt(adapter):  # PEFT puts it before a whole model only, not before the part that is called here
+        return prompted(model, adapter)
     return peft.PeftModel.from_pretrained(model, adapter, local_files_only=True)
 
 

@@ -12,6 +12,7 @@ from lfm.errors import LfmError
 from lfm.hooks import cache_name
 from operators.language_models import head_of, trunk_of
 from operators.objectives import plain
+from operators.soft_prompts import length_of
 
 
 class SamplingError(LfmError, ValueError):
@@ -68,7 +69,8 @@ class Native:
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = {int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None}
         self.start = int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
-        self.context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0) or None
+        made_for = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+        self.context = made_for - length_of(self.model) if made_for else None
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[int | None]]:

@@ -10,7 +10,7 @@ from lfm.tuning.prefix import Prefix
 from operators.base import Resources
 from operators.engines.native import Native, Sampling
 from operators.evaluation import evaluate
-from operators.language_models import adapted
+from operators.language_models import adapted, load
 from operators.loop import Place
 from operators.training import Training
 from operators.tuning import _job, tune
@@ -58,7 +58,7 @@ def test_what_is_loaded_says_what_the_trained_model_said(given, tmp_path):
         for tensor in learnt.values():
             tensor.add_(0.5)
     job.export(learnt, tmp_path / "adapter")
-    loaded = adapted(given["model"].path, tmp_path / "adapter")
+    loaded = adapted(load(given["model"].path), tmp_path / "adapter")
     torch.testing.assert_close(logits(loaded, [5, 17, 203]), logits(job.objective.model, [5, 17, 203]))
 
 

@@ -1,0 +1,1 @@
+"""Prompting: a prompt is made better by asking alone."""
