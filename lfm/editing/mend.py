@@ -42,7 +42,8 @@ class MEND(TrainedEdit):
         rank: Of `U @ V`, where `z` is not smaller.
         num_hidden: Hidden layers of a network.
         rate: What the matrices' learning rates begin with. The paper's alpha.
-        rate_speed: How many times faster these learn than the rest, under Adam.
+        rate_speed: How many times faster these learn than the rest, under Adam: at the released code's learning rate of
+            1e-6 they move by 1e-4 a step.
         edit_weight: Of the answer's loss. The paper's c_e.
         locality_weight: Of the divergence on texts about something else; in the paper 1.
         normalised: Whether the second step is taken.
@@ -54,7 +55,7 @@ class MEND(TrainedEdit):
         Means and deviations are those of all facts that will be trained on, measured once before: the model is frozen
         and so they do not change; the released code's are running ones, which would depend on how a batch is split.
         The slope of `max(0, x)` at 0, where all begins, is 1, as in the released code; with 0 nothing would ever learn.
-        The bias is there in every layer. The released code trains with a learning rate of 1e-6 and 1e-4 for the rates.
+        The bias is there in every layer.
 
     Example:
         >>> MEND(num_blocks=1, normalised=False).rate
