@@ -135,7 +135,7 @@ def test_what_was_answered_is_not_asked_again(monkeypatch, home, model, rows, fo
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_peft_reads_the_prompt_and_says_the_same(tmp_path, found, kind):
     small.model(kind).save_pretrained(tmp_path / "base")
-    ours = adapted(tmp_path / "base", found[0].path)
+    ours = adapted(load(tmp_path / "base"), found[0].path)
     theirs = peft.PeftModel.from_pretrained(load(tmp_path / "base"), found[0].path)
     with torch.no_grad():
         wanted = theirs(input_ids=IDS).logits[:, 3:]  # of the virtual tokens it tells too
@@ -147,7 +147,7 @@ def test_peft_reads_the_prompt_and_says_the_same(tmp_path, found, kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_generating_is_reading_step_by_step_and_padding_changes_nothing(tmp_path, found, kind):
     small.model(kind).save_pretrained(tmp_path / "base")
-    engine = Native(adapted(tmp_path / "base", found[0].path), small.tokenizer())
+    engine = Native(adapted(load(tmp_path / "base"), found[0].path), small.tokenizer())
     assert engine.context in (None, 61)
     prompts = [[7, 11, 23], [31, 3, 40, 41, 2, 9]]
     together = engine.complete(prompts, Sampling(max_tokens=5))
@@ -190,7 +190,7 @@ def test_a_prompt_for_another_width_is_refused(tmp_path, found):
     small.model(hidden_size=32, num_key_value_heads=2).save_pretrained(tmp_path / "wide")
     assert is_soft_prompt(found[0].path)
     with pytest.raises(ShapeError, match="prompt_embeddings"):
-        adapted(tmp_path / "wide", found[0].path)
+        adapted(load(tmp_path / "wide"), found[0].path)
 
 
 def test_choices_are_the_completions(model, rows, others):
