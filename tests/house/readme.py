@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import lfm
+from operators.artifact import kind_of
+from operators.catalog import Catalog
 from pipelines.__main__ import main
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -18,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 def filled(text: str, first: Path) -> str:
     """The README with its generated parts made anew; `first` is its first pipeline in a folder of its own."""
-    for mark, part in (("methods", methods()), ("lfm plan first.yaml", planned(first))):
+    for mark, part in (("methods", methods()), ("verbs", verbs()), ("lfm plan first.yaml", planned(first))):
         pattern = rf"(<!-- generated: {re.escape(mark)} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda found, part=part: found[1] + part + found[2], text, flags=re.DOTALL)
         assert count == 1, mark
@@ -33,6 +35,19 @@ def methods() -> str:
         about = (method.__doc__ or "").strip().partition("\n")[0]
         link = method.reference.replace("arXiv:", "https://arxiv.org/abs/")
         rows.append(f"| `{name}` | `{method.__name__}` | {about} | [{method.reference}]({link}) |")
+    return "\n".join(rows) + "\n"
+
+
+def verbs() -> str:
+    """The table of operators; inputs that may be left out stand in brackets."""
+    rows = ["| verb | takes | makes | what for |", "|---|---|---|---|"]
+    catalog = Catalog()
+    for name in sorted(catalog.verbs()):
+        verb = catalog.operator(name)
+        about = (verb.body.__doc__ or "").strip().partition("\n")[0]
+        takes = ", ".join(f"{k}" if e.required else f"({k})" for k, e in verb.edges.items())
+        makes = " or ".join(kind_of(kind) for kind in verb.gives)
+        rows.append(f"| `{name}` | {takes} | {makes} | {about} |")
     return "\n".join(rows) + "\n"
 
 
