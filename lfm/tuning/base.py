@@ -23,9 +23,11 @@ class Tune(Method, ABC):
 
     Attributes:
         gives: ``model`` where the result is a whole model, ``adapter`` where it is a folder beside its base.
+        starts_unchanged: Whether the model says the same after attaching as before.
     """
 
     gives: ClassVar[Literal["model", "adapter"]]
+    starts_unchanged: ClassVar[bool] = True
     needs = Needs(access="gradients", data="labelled")
     __slots__ = ()
 

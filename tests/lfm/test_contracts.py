@@ -1,8 +1,10 @@
 """What every method in the file tree keeps."""
 
 import dataclasses
+import json
 import pickle
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,23 @@ import yaml
 from pydantic import TypeAdapter
 
 import lfm
+from lfm.catalog import ranges
 from lfm.errors import HyperparameterError, UnknownName
+from lfm.method import STRATEGIES, Needs
+from lfm.statistics import KINDS
+from tests.lfm.variants import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = lfm.names()
+FAMILIES = sorted({name.partition("/")[0] for name in NAMES})
+LEAVES = {
+    "tuning": ("A1a", "A1b", "A2a", "A2b", "A3a", "A3b"),
+    "distillation": ("B1", "B2", "B3"),
+    "reuse": ("C1", "C2a", "C2b", "C2c", "C2d"),
+    "meta": ("D1", "D2"),
+    "editing": ("E1", "E2a", "E2b", "E2c"),
+}
+"""The survey's areas and their leaves."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,17 +58,49 @@ def test_its_docstring_cites_its_reference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_has_its_place_in_the_survey(name):
     method = lfm.find(name)
-    assert method.area in ("tuning", "distillation", "reuse", "meta", "editing")
-    assert method.leaf == "base" or re.match(r"[A-E]\d[a-z]?$", method.leaf)
+    assert method.leaf == "base" or method.leaf in LEAVES[method.area]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_survives_yaml_and_pickle(name):
+def test_what_it_needs_is_said_in_known_words_and_is_what_its_family_needs_at_least(name):
+    needs, family = lfm.find(name).needs, lfm.find(name).__mro__[1].needs
+    for field, hint in typing.get_type_hints(Needs).items():
+        words = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Literal:
+            assert getattr(needs, field) in words
+    assert set(needs.statistics) <= set(KINDS)
+    assert set(needs.strategies) <= set(STRATEGIES)
+    assert len({*needs.statistics}) == len(needs.statistics)
+    least, most = needs.models
+    assert 1 <= least <= (least if most is None else most)
+    assert set(needs.strategies) <= set(family.strategies)
+    assert set(family.statistics) <= set(needs.statistics)
+    assert family.architecture in ("any", needs.architecture)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_survives_yaml_json_and_pickle(name):
     method = lfm.find(name)
-    made = method()
-    fields = yaml.safe_load(yaml.safe_dump(TypeAdapter(method).dump_python(made, mode="json")))
-    assert TypeAdapter(method).validate_python(fields) == made
-    assert pickle.loads(pickle.dumps(made)) == made
+    for said, made in variants(method):
+        plain = TypeAdapter(method).dump_python(made, mode="json")
+        assert TypeAdapter(method).validate_python(yaml.safe_load(yaml.safe_dump(plain))) == made, said
+        assert TypeAdapter(method).validate_python(json.loads(json.dumps(plain))) == made, said
+        assert pickle.loads(pickle.dumps(made)) == made, said
+        assert hash(made) == hash(method(**made.hyperparameters())), said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranges_are_of_its_own_fields_and_hold_for_its_defaults(name):
+    method = lfm.find(name)
+    assert ranges(method).keys() <= {f.name for f in dataclasses.fields(method)}
+    assert all(allowed for allowed in ranges(method).values())
+    with pytest.raises(TypeError):
+        method(no_such_field=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_family_has_tests_that_every_method_passes_by_being_there(family):
+    assert (ROOT / "tests" / "lfm" / family / "test_family.py").is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
