@@ -134,7 +134,7 @@ def sums(job: Pass, parts: Iterable[int]) -> Generator[tuple[int, Sums], None, N
             found = observer(batch.where.tolist(), read(batch), partial(outcomes, model, batch))
             for name, value in found.items():
                 total[name] = total[name].add_(value) if name in total else value.clone()
-        yield part, {name: value.cpu() for name, value in total.items()}
+        yield part, {name: value.cpu().contiguous() for name, value in total.items()}
 
 
 def _cut(job: Pass) -> "list[np.ndarray[Any, np.dtype[np.int64]]]":

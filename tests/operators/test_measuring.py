@@ -199,6 +199,7 @@ def test_a_step_whose_machine_goes_keeps_its_sums_and_another_goes_on_to_the_sam
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(one_ray, tmp_path, model, data, alone, store, ray_local):
     work = small.Work(tmp_path / "three", Resources(workers=3, cpus_per_worker=0.5))
     three = measure.body(work, model=model, data=data, **BOTH)
