@@ -66,7 +66,9 @@ class Linear(Merge):
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
         weights = one_each(self, "weights", experts)
-        total = torch.zeros_like(base)
-        for weight, expert in zip(weights, experts, strict=True):  # a product with the whole stack would double it
+        total = torch.mul(experts[0], weights[0])
+        for weight, expert in zip(
+            weights[1:], experts[1:], strict=True
+        ):  # a product with all of them would double them
             total.addcmul_(weight, expert)
-        return total / weights.sum() if self.normalize else total
+        return total.div_(weights.sum()) if self.normalize else total

@@ -59,7 +59,7 @@ class TaskArithmetic(Merge):
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
         scales = one_each(self, "scale", experts)
-        total = torch.zeros_like(base)
-        for scale, expert in zip(scales, experts, strict=True):  # a product with the whole stack would double it
+        total = torch.mul(experts[0] - base, scales[0])
+        for scale, expert in zip(scales[1:], experts[1:], strict=True):  # a product with all of them would double them
             total.addcmul_(scale, expert - base)
-        return base + total
+        return total.add_(base)
