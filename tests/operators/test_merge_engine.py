@@ -408,3 +408,57 @@ def test_statistics_that_are_not_those_of_the_experts_are_refused_by_name(models
     assert "measured of '22222222', expected experts[0], '11111111'" in said
     (good[0].path / "statistics.safetensors").unlink()
     assert "no weights, expected statistics.safetensors" in foreseen(good, Weighed())[0]
+
+
+def test_what_is_finished_goes_through_a_store_and_back(models, tmp_path, store, monkeypatch):
+    from types import SimpleNamespace
+
+    from pipelines.execute import _Workspace
+    from pipelines.printing import Unwritten
+    from pipelines.storage.digests import Digests
+
+    monkeypatch.setattr(pace, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(pace, "PATIENCE", 0)
+    alone = merged(tmp_path, "alone", models, TIES(density=1.0))
+    task = SimpleNamespace(fingerprint="f" * 64, measures="m", run="r", step="s", resources=Resources())
+    last = list(json.loads((alone.path / "model.safetensors.index.json").read_text())["weight_map"])[-1]
+    given = {"base": models[0], "experts": models[1:], "streaming": SMALL}
+
+    def attempt(method):
+        work = _Workspace(store.storage.scratch(), task, store.storage, Unwritten())
+        return work, merge.body(work, **given, method=method)
+
+    with pytest.raises(ArithmeticError):
+        attempt(Breaking(density=1.0, at=last))
+    work, resumed = attempt(Breaking(density=1.0, at=""))
+    kept = work.kept()
+    assert any((resumed.path / p.name).samefile(p) for p in kept.glob("model-*.safetensors"))
+    digest = store.put(resumed.path, "model", {})
+    work.forget()
+    assert (
+        files_of(Model(str(store.verified(digest, Digests(tmp_path / "digests")).path))).items()
+        >= files_of(alone).items()
+    )
+
+
+def test_a_plan_lets_a_merge_have_workers(models, tmp_path, store):
+    from operators.catalog import Catalog
+    from pipelines.inputs.inspector import Looks
+    from pipelines.plan import survey
+    from pipelines.spec import parsed
+    from pipelines.text import Text
+
+    text = f"""inputs:
+  base: {{model: {models[0].uri}}}
+  expert: {{model: {models[1].uri}}}
+steps:
+  merged:
+    operator: merge
+    inputs: {{base: base, experts: [expert]}}
+    method: {{name: linear}}
+    params: {{memory_budget: 1000000, shard_bytes: 3000}}
+    resources: {{workers: 2}}
+"""
+    draft = parsed(Text(text, "p.yaml"))
+    assert draft.problems == ()
+    assert survey(draft.spec, Looks(tmp_path / "inputs.sqlite", store), Catalog()) == []
