@@ -5,9 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from lfm.errors import LfmError, ShapeError
 from lfm.weights import Header, Weights, equal
 from operators.adapters import read_adapter
@@ -104,14 +101,6 @@ def reader(where: str, expert: Expert, base: Model, source: Weights) -> Opened:
             yield lambda first, base, out: stored.values(first, out)
 
     return opened_at
-
-
-def whole(read: Opened, name: str, base: Tensor) -> Tensor:
-    """An expert's value of a parameter in float32, all of it, given the base's."""
-    out = torch.empty_like(base)
-    with read(name) as values:
-        values(0, base, out)
-    return out
 
 
 def _differences(

@@ -1,8 +1,12 @@
 """What a merging method is told of a parameter besides its weights: what was measured of each expert."""
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lfm.errors import LfmError
@@ -12,9 +16,46 @@ from operators.artifact import Artifact, Statistics
 from operators.needs import unmet
 
 STEM = "statistics"
+COEFFICIENTS = "coefficients"
 
 Known = Callable[[str, int, tuple[int, ...]], Mapping[str, Tensor]]
 """What is known of a stretch of a parameter, given its name in the base, where it begins and its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What was learnt: for each group of parameters a number for each expert, in their order.
+
+    Attributes:
+        groups: By each parameter's name that of its group.
+        values: By each group's name its numbers.
+    """
+
+    groups: Mapping[str, str]
+    values: Mapping[str, Tensor]
+
+    def __call__(self, name: str) -> Mapping[str, Tensor]:
+        """What is known of a parameter, as `Merge.merge` takes it."""
+        return {COEFFICIENTS: self.values[self.groups[name]]}
+
+    def keep(self, folder: Path) -> None:
+        """Write the numbers as they are into a folder from which `learnt_before` reads them."""
+        save_file({COEFFICIENTS: torch.stack([*self.values.values()])}, folder / f"{COEFFICIENTS}.safetensors")
+
+    def means(self) -> list[float]:
+        """Over the groups, for each expert."""
+        return [round(mean, 6) for mean in torch.stack([*self.values.values()]).mean(dim=0).tolist()]
+
+    def write(self, folder: Path) -> None:
+        """Write the numbers into a model's folder, for who wants to look at them."""
+        told = {group: [round(v, 6) for v in values.tolist()] for group, values in self.values.items()}
+        (folder / f"{COEFFICIENTS}.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def learnt_before(folder: Path | None) -> Tensor | None:
+    """What is multiplied with the deltas, a row for each group, where a folder has it."""
+    path = None if folder is None else folder / f"{COEFFICIENTS}.safetensors"
+    return load_file(path)[COEFFICIENTS] if path is not None and path.is_file() else None
 
 
 class Measured:

@@ -22,12 +22,11 @@ from lfm.weights import Weights, Writer
 from operators.artifact import Model, Statistics
 from operators.crew import BUNDLES, Done, Tally, Tasks, Threads, one_thread_each, threads_of
 from operators.experts import Expert, MergeError, called, clause, reader
-from operators.known import Measured
+from operators.known import Learnt, Measured
 from operators.language_models import DTYPES, config_of
 from operators.merge_plan import MERGED, SCANNED, Piece, Target, bundles, memory, num_layers_of, pieces, targets
 from operators.notices import Preempted
 from operators.pace import Pace
-from operators.weighing import Learnt
 from operators.workspace import Workspace
 
 SCAN, MERGE = "scan", "merge"
@@ -39,8 +38,7 @@ class Job:
     """What is merged into what: plain data, with paths that every task can read.
 
     Attributes:
-        statistics: What was measured of each expert; none where the method needs none.
-        learnt: How much of each expert is taken, where that was learnt.
+        learnt: How much of each expert to take, where that was learnt.
         folder: Where the merged weights go.
         dtype: What is stored; ``base`` keeps that of each parameter.
         shard_bytes: A file takes no further parameter beyond this.
@@ -49,8 +47,8 @@ class Job:
     base: Model
     experts: tuple[Expert, ...]
     statistics: tuple[Statistics, ...]
-    learnt: Learnt | None
     method: Merge
+    learnt: Learnt | None = None
     dtype: str
     folder: Path
     shard_bytes: int
@@ -119,7 +117,8 @@ class Engine:
 
     def _known(self, target: Target, first: int, base: Tensor) -> Mapping[str, Tensor]:
         learnt = {} if self.job.learnt is None else self.job.learnt(target.source)
-        return {**learnt, **self.measured(target.source, first, tuple(base.shape))} if self.job.statistics else learnt
+        measured = self.measured(target.source, first, tuple(base.shape)) if self.job.statistics else {}
+        return {**measured, **learnt}
 
     def _stretches(self, piece: Piece, target: Target) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Where each begins, and base and experts there; the next one overwrites them."""
@@ -266,10 +265,10 @@ class _Stream:
             folder.mkdir()
             for file in self._files:
                 linked(self._engine.job.folder / file, folder / file)
+            if self._engine.job.learnt is not None:
+                self._engine.job.learnt.keep(folder)
             if self._found:
                 save_file(self._found, folder / FOUND)
-            if self._engine.job.learnt is not None:
-                self._engine.job.learnt.save(folder)
             (folder / STATE).write_text(json.dumps({"passes": self._passes, "shards": self._files}))
             self._work.keep(folder)
 
@@ -278,7 +277,7 @@ class _Stream:
         if folder is None:
             return
         state = json.loads((folder / STATE).read_text())
-        if "passes" not in state:  # of the learning that came before
+        if "shards" not in state:  # of the learning that came before
             return
         self._passes, self._files = state["passes"], state["shards"]
         self._found = load_file(folder / FOUND) if (folder / FOUND).is_file() else {}

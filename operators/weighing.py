@@ -1,9 +1,8 @@
 """Experts and text without labels -> how much of each expert a merge takes, learnt by gradient before it begins."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from lfm.weights import Weights
 from operators import classifiers
 from operators.artifact import Dataset, Model
 from operators.batches import Batch, Rows, documents, global_batch, packed
-from operators.experts import Expert, called, reader, whole
+from operators.experts import Expert, called, reader
+from operators.known import Learnt, learnt_before
 from operators.language_models import UnsupportedModel, architecture_of, check, config_of, load, load_tokenizer
 from operators.loop import Job, Place, Where
 from operators.needs import unmet
@@ -30,37 +30,7 @@ from operators.trainer import fit
 from operators.training import Training
 from operators.workspace import Workspace
 
-COEFFICIENTS, LEARNT = "coefficients", "learnt.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """What was learnt: for each group of parameters a number for each expert, in their order.
-
-    Attributes:
-        groups: By each parameter's name that of its group.
-        values: By each group's name its numbers.
-    """
-
-    groups: Mapping[str, str]
-    values: Mapping[str, Tensor]
-
-    def __call__(self, name: str) -> Mapping[str, Tensor]:
-        """What is known of a parameter, as `Merge.merge` takes it."""
-        return {COEFFICIENTS: self.values[self.groups[name]]}
-
-    def means(self) -> list[float]:
-        """Over the groups, for each expert."""
-        return [round(mean, 6) for mean in torch.stack([*self.values.values()]).mean(dim=0).tolist()]
-
-    def save(self, folder: Path) -> None:
-        """Keep what was learnt beside what a merge has finished, so that it is not learnt again."""
-        save_file({group: values.contiguous() for group, values in self.values.items()}, folder / LEARNT)
-
-    def write(self, folder: Path) -> None:
-        """Write the numbers into a model's folder, for who wants to look at them."""
-        told = {group: [round(v, 6) for v in values.tolist()] for group, values in self.values.items()}
-        (folder / f"{COEFFICIENTS}.json").write_text(json.dumps(told, indent=2) + "\n")
+LEARNT = "learnt.safetensors"
 
 
 def unweighable(base: Model | None, data: Mapping[str, Dataset | None], method: Merge, length: int) -> Iterator[str]:
@@ -103,10 +73,6 @@ def weighed(
     Raises:
         UnsupportedModel: The model's files name its parameters otherwise than transformers does.
     """
-    groups = method.groups(_floats(Weights(base.path)), layer_of)
-    earlier = work.kept()
-    if earlier is not None and (earlier / LEARNT).is_file():
-        return Learnt(groups, load_file(earlier / LEARNT))
     training = Training(
         max_steps=method.steps,
         batch_size=method.batch_size * len(data),
@@ -120,9 +86,12 @@ def weighed(
         seed=work.seed,
     )
     arguments = {"base": base, "experts": tuple(experts), "data": dict(data), "method": method, "training": training}
-    resources = replace(work.resources, strategy="ddp" if work.resources.workers > 1 else "single")
-    folder, _ = fit(work, _job, arguments, training, resources)
-    used = method.coefficients(load_file(folder / f"{COEFFICIENTS}.safetensors")[COEFFICIENTS])
+    groups = method.groups(_floats(Weights(base.path)), layer_of)
+    used = learnt_before(work.kept())  # by an attempt that had begun to merge
+    if used is None:
+        resources = replace(work.resources, strategy="ddp" if work.resources.workers > 1 else "single")
+        folder, _ = fit(work, _job, arguments, training, resources)
+        used = method.coefficients(load_file(folder / LEARNT)["learnt"])
     return Learnt(groups, dict(zip(dict.fromkeys(groups.values()), used, strict=True)))
 
 
@@ -150,7 +119,7 @@ def _job(
         sets = [_documents(dataset, tokenizer, training.length) for dataset in data.values()]
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
-        save_file({COEFFICIENTS: weights["learnt"].contiguous()}, folder / f"{COEFFICIENTS}.safetensors")
+        save_file(dict(weights), folder / LEARNT)
 
     return Job(
         objective=Merged(surest, method, base, experts, place.device),
@@ -192,7 +161,11 @@ class Merged(nn.Module):
         for name in _used(objective, base, names):
             value = source.read(name).float()
             self.row[name], self.base[name] = rows[groups[name]], value.to(device)
-            self.deltas[name] = torch.stack([whole(read, name, value) - value for read in readers]).to(device)
+            deltas = torch.empty((len(readers), *value.shape))
+            for read, delta in zip(readers, deltas, strict=True):
+                with read(name) as values:
+                    values(0, value, delta)
+            self.deltas[name] = deltas.sub_(value).to(device)
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum over the batch's rows, or positions."""

@@ -18,6 +18,7 @@ from operators.batches import on_device
 from operators.experts import MergeError
 from operators.loop import Place
 from operators.merging import merge
+from operators.notices import Preempted
 from operators.training import Training
 from operators.tuning import tune
 from operators.weighing import _Balanced, _job, layer_of
@@ -197,6 +198,21 @@ def test_a_layer_is_a_block_or_what_stands_outside_of_blocks():
         "scale": "scale",
     }
     assert {name: layer_of(name) for name in named} == named
+
+
+@pytest.mark.parametrize("after", [5, 14], ids=["while it learns", "while it merges"])
+def test_what_was_broken_off_goes_on_to_the_same_bytes(classifiers, tmp_path, after):
+    whole, undisturbed = merged(tmp_path / "whole", classifiers, FEW)
+    work = small.Work(tmp_path / "first")
+    work.goes_at = after
+    with pytest.raises(Preempted):
+        merge.body(work, method=FEW, **classifiers)
+    again = small.Work(tmp_path / "again")
+    again.checkpoints += work.checkpoints
+    found = merge.body(again, method=FEW, **classifiers)
+    assert again.curve() == undisturbed.curve()[after + 1 :]  # a step that has begun ends
+    for name in ("model.safetensors", "coefficients.json"):
+        assert (found.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
 def refused(given, method, **changes):
