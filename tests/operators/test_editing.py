@@ -215,11 +215,6 @@ steps:
     params: {num_contexts: 2}
   edited: {operator: apply, inputs: {model: base, delta: delta}}
   reverted: {operator: revert, inputs: {model: edited, base: base}}
-  tuned:
-    operator: tune
-    inputs: {model: edited, data: texts}
-    method: {name: lora, rank: 2}
-    params: {max_steps: 1, length: 32}
   again: {operator: apply, inputs: {model: edited, delta: delta}, params: {force: true}}
   once: {operator: revert, inputs: {model: again, base: edited}}
 """
@@ -239,9 +234,7 @@ steps:
 def test_on_ray_a_reverted_model_is_the_base_itself(given, tmp_path, ray_local, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "opened", lambda address: ray_local())
-    small.texts(tmp_path / "texts.jsonl")
     text = PIPELINE.replace("MODEL", given["model"].uri).replace("FACTS", given["facts"].uri)
-    text = text.replace("inputs:\n", "inputs:\n  texts: {dataset: texts.jsonl}\n", 1)
     keys = measured(
         Model(given["model"].uri, Looks(tmp_path / "memory.sqlite", None).pin(Model(given["model"].uri)).digest),
         tmp_path / "keys",
@@ -259,7 +252,7 @@ def test_on_ray_a_reverted_model_is_the_base_itself(given, tmp_path, ray_local, 
     assert [entry["base"] for entry in stack] == [base, steps["edited"]["digest"]]
     assert {entry["delta"] for entry in stack} == {steps["delta"]["digest"]}
     store = Store(open_storage(".lfm"))
-    for step in ("delta", "edited", "tuned", "again"):
+    for step in ("delta", "edited", "again"):
         assert carried(store.get(steps[step]["digest"]).path) == read_facts(given["facts"])
 
     exported = tmp_path / "exported"

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pyarrow as pa
@@ -6,7 +7,12 @@ import pytest
 import tokenizers
 import transformers
 
+from lfm.distillation.forward_kl import ForwardKL
+from lfm.merging.linear import Linear
+from lfm.tuning.full import Full
+from lfm.tuning.lora import LoRA
 from operators.artifact import Dataset
+from operators.distillation import distill
 from operators.facts import (
     FactRow,
     Neighbour,
@@ -19,7 +25,10 @@ from operators.facts import (
     spoken,
     tokenized,
 )
+from operators.merging import merge
 from operators.row_files import DatasetError
+from operators.training import Training
+from operators.tuning import tune
 from tests.operators import small
 
 TEXT = "the capital of São Tomé is Łódź . Åland Åland Ålands huvudstad är 東京 while the cat sat on Łódź"
@@ -214,3 +223,25 @@ def test_facts_travel_and_the_latest_of_one_prompt_stays(tmp_path):
     assert carried(d) == []
     assert not list(d.iterdir())
     assert "Åland" in (a / "facts.jsonl").read_text()
+
+
+def test_every_verb_that_makes_a_model_of_models_carries_their_facts(tmp_path):
+    one, other = (FactRow(subject=s, prompt=f"{s} is", target="y") for s in "ab")
+    models = {}
+    for name, facts in (("base", []), ("one", [one]), ("other", [other])):
+        models[name] = small.saved(tmp_path / name)
+        carry([], models[name].path, facts)
+    data, training = small.pairs(tmp_path / "pairs.jsonl"), Training(max_steps=1, length=32, batch_size=4)
+    numbers = itertools.count()
+
+    def made(verb, **arguments):
+        return carried(verb.body(small.Work(tmp_path / f"work{next(numbers)}"), **arguments).path)
+
+    learning = {"data": data, "training": training}
+    assert made(tune, model=models["one"], method=LoRA(rank=2), **learning) == [one]
+    assert made(tune, model=models["one"], method=Full(), **learning) == [one]
+    assert made(tune, model=models["base"], method=Full(), **learning) == []
+    found = made(distill, teacher=models["other"], student=models["one"], method=ForwardKL(), **learning)
+    assert found == [other, one]
+    experts = [models["one"], models["other"]]
+    assert made(merge, base=models["base"], experts=experts, method=Linear()) == [one, other]
