@@ -13,7 +13,7 @@ from operators.edit_scores import Asked, heard
 from operators.engines.native import Native
 from operators.facts import FactRow, carry, holds_facts, read_facts, tokenized
 from operators.language_models import config_of, load, load_tokenizer
-from operators.memory_files import read, unfit, write
+from operators.memory_files import name_of, read, unfit, write
 from operators.rows import columns_of
 from operators.workspace import Workspace
 
@@ -21,6 +21,10 @@ from operators.workspace import Workspace
 def _foreseen(
     *, model: Model | None, facts: Dataset | None, memory: Memory | None, method: Remember, **_: object
 ) -> Iterator[str]:
+    try:
+        name_of(method)
+    except LfmError as problem:
+        yield str(problem)
     if model is not None:
         layers = config_of(model.path).get("num_hidden_layers")
         try:
@@ -56,7 +60,9 @@ def remember(
         OtherMemory: `memory` belongs to another model, or was made by another method.
         DatasetError: The facts cannot be read, or a token reaches over the edge of a prompt and its answer.
         HyperparameterError: The method names a layer that the model does not have.
+        UnknownName: Nobody could read what the method remembers.
     """
+    name_of(method)
     rows = read_facts(facts)
     whole = load(model.path, torch.float32).to(torch.device("cuda" if work.resources.gpus else "cpu"))
     engine = Native(whole, load_tokenizer(model.path))

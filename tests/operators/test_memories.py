@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lfm.errors import HyperparameterError
+import lfm
+from lfm.errors import HyperparameterError, UnknownName
 from lfm.memory.base import OtherMemory
 from lfm.memory.grace import GRACE
 from operators.artifact import Adapter, Dataset, Memory, Model
@@ -16,7 +17,7 @@ from operators.engines.native import Sampling
 from operators.evaluation import evaluate
 from operators.facts import FactRow, Neighbour, carried, carry, spoken
 from operators.memories import remember
-from operators.memory_files import engine_of, read
+from operators.memory_files import READERS, engine_of, name_of, read
 from tests.operators import small
 
 METHOD = GRACE(radius=1e-3, steps=20)
@@ -137,6 +138,20 @@ def test_a_memory_stays_beside_its_own_model(made, tmp_path):
     assert str(OtherMemory(*caught.value.args)) == str(caught.value)
     with pytest.raises(HyperparameterError, match="GRACE: layer=2, expected layer < 2"):
         remember.body(work.another(), model=model, facts=facts, method=GRACE(layer=2))
+
+
+def test_every_memory_of_the_file_tree_can_be_read_and_no_other():
+    assert {f"memory/{name}": method for name, method in READERS.items()} == {
+        n: lfm.find(n) for n in lfm.names("memory")
+    }
+
+    class Mine(GRACE):
+        """A user's own."""
+
+    with pytest.raises(UnknownName, match=r"No memory method that can be read is called 'Mine'\. Known: grace\."):
+        name_of(Mine())
+    (said,) = remember.problems(model=None, facts=None, memory=None, method=Mine(), resources=None)
+    assert said.startswith("No memory method that can be read is called 'Mine'")
 
 
 def test_a_plan_hears_of_everything_at_once(made, tmp_path):
