@@ -179,6 +179,12 @@ def test_any_number_of_rows_at_once_says_the_same(workspace, teacher, pairs, lab
     np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
 
 
+def test_a_worker_without_rows_has_no_labels_to_learn(workspace, student, labelled):
+    job = job_of(workspace, teacher=None, student=student, data=labelled)
+    nothing = on_device(job.rows, np.zeros(0, np.int64), torch.device("cpu"))
+    assert job.objective(nothing).item() == 0
+
+
 def test_other_tokens_than_were_labelled_are_refused(tmp_path, workspace, student, labelled):
     table = pq.read_table(labelled.path / "data.parquet")
     prompts = ["the cat", *table["prompt"].to_pylist()[1:]]

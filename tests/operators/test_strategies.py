@@ -17,7 +17,16 @@ from tests.operators import small, together
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = ("ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
-OTHERS = ("ddp-teacher", "zero2-teacher", "zero3-teacher", "zero2-bfloat16", "zero3-bfloat16", "zero2-float16")
+FEATURES = ("ddp-features", "zero2-features")
+OTHERS = (
+    *FEATURES,
+    "ddp-teacher",
+    "zero2-teacher",
+    "zero3-teacher",
+    "zero2-bfloat16",
+    "zero3-bfloat16",
+    "zero2-float16",
+)
 LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
 INSERTED = ("ddp-bottleneck", "zero2-bottleneck", "ddp-prefix", "zero2-prefix")
@@ -109,6 +118,17 @@ def test_a_frozen_teacher_works_under_every_strategy_and_has_no_state(strategy, 
     assert got["loss"] == pytest.approx(work.curve(), rel=2e-5)
     weights = load_file(home / f"{strategy}-teacher" / "weights.safetensors")
     assert weights.keys() == trained.weights.keys() == {f"model.{n}" for n, _ in small.model().named_parameters()}
+
+
+@pytest.mark.parametrize("case", FEATURES)
+def test_projections_learn_under_every_strategy_that_may(case, home, tmp_path):
+    got, (trained, work) = found(home, case), single(tmp_path, features=True)
+    assert got["loss"] == pytest.approx(work.curve(), rel=2e-5)
+    weights = load_file(home / case / "weights.safetensors")
+    assert weights.keys() == trained.weights.keys()
+    torch.testing.assert_close(
+        weights["features.projections.1.weight"], trained.weights["features.projections.1.weight"]
+    )
 
 
 @pytest.mark.parametrize("case", ["zero2-bfloat16", "zero3-bfloat16", "zero2-float16"])

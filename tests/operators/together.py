@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from lfm.distillation.forward_kl import ForwardKL
+from lfm.distillation.hidden import Hidden
 from lfm.tuning.bottleneck_adapter import BottleneckAdapter
 from lfm.tuning.lora import LoRA
 from lfm.tuning.prefix import Prefix
 from operators import zero
 from operators.artifact import Dataset, Model
 from operators.distillation import FromTeacher
+from operators.features import Features
 from operators.loop import Job, Place, train
 from operators.objectives import NextToken
 from operators.teachers import Teacher
@@ -47,10 +49,15 @@ ADAPTER = Training(max_steps=20, batch_size=4, length=32, learning_rate=1e-2, se
 INSERTED = {"bottleneck": BottleneckAdapter(width=4, init=1e-2), "prefix": Prefix(length=4, hidden=8)}
 
 
-def trained(place, folder, training, *, teacher=False, goes_on=None):
+def trained(place, folder, training, *, teacher=False, features=False, goes_on=None):
     """One run; `goes_on` is a checkpoint."""
     model = small.model()
     objective = NextToken(model, packed=False)
+    if features:
+        wider = small.model(seed=1, hidden_size=32, num_key_value_heads=2)
+        listened = Teacher(wider, temperature=1.0, packed=False)
+        tapped = Features(Hidden(), model, wider)
+        objective = FromTeacher(model, listened, Hidden(), hard_weight=0.3, packed=False, features=tapped)
     if teacher:
         listened = Teacher(small.model(seed=1), temperature=1.0, packed=False)
         objective = FromTeacher(model, listened, ForwardKL(), hard_weight=0.3, packed=False)
@@ -173,7 +180,8 @@ def main(rank, world, port, home, cases):
             found = frozen(place, folder)
         else:
             precision = next((w for w in what if "float16" in w), "float32")
-            got, work = trained(place, folder, replace(TRAINING, precision=precision), teacher="teacher" in what)
+            source = {word: True for word in ("teacher", "features") if word in what}
+            got, work = trained(place, folder, replace(TRAINING, precision=precision), **source)
             found = curves(work)
             if not rank:
                 save_file(dict(got.weights), folder / "weights.safetensors")
