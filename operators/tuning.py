@@ -36,7 +36,7 @@ from operators.texts import packed_rows, unfit
 from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
-from operators.zero import lent, partitioned
+from operators.zero import lent, partitioned, shaped
 
 
 def _foreseen(
@@ -160,7 +160,8 @@ def learner(folder: Path, method: Tune, training: Training, place: Place, labels
             check(base, packed=training.packing)
     base.requires_grad_(False)
     torch.manual_seed(training.seed)
-    method.attach(base, add)
+    with lent(base), shaped(base):
+        method.attach(base, add)
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     whole: nn.Module = added[0] if added else base

@@ -100,6 +100,19 @@ def lent(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+@contextlib.contextmanager
+def shaped(model: nn.Module) -> Iterator[None]:
+    """Have the parameters of a taken-apart model the shapes that they have whole, without their values or memory."""
+    apart: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    for parameter in apart:
+        parameter.data = parameter.data.new_empty(1).expand(parameter.ds_shape)
+    try:
+        yield
+    finally:
+        for parameter in apart:
+            parameter.data = parameter.data.new_empty(0)
+
+
 class _Autocast(nn.Module):
     """An objective in a precision of its own: DeepSpeed switches off one that is set around it."""
 

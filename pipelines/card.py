@@ -22,9 +22,11 @@ ADAPTED = """from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
 REWRITTEN = """from pathlib import Path
+
 from operators.language_models import adapted
 
-model = adapted(Path("BASE"), Path("."))"""
+base = Path("BASE")  # a folder
+model = adapted(base, Path("."))"""
 
 
 def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "", own: bool = False) -> str:

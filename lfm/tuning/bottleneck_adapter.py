@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lfm.hooks import Block, Blocks
-from lfm.method import STRATEGIES, Needs
 from lfm.rewriting import Rewrite
 from lfm.tuning.base import Inject, Tune
 
@@ -54,8 +53,6 @@ class BottleneckAdapter(Tune, Rewrite):
 
     reference, area, leaf = "arXiv:1902.00751", "tuning", "A1b"
     gives = "adapter"
-    # Stage 3 takes the matrices apart by whose shapes a layer's parts are found.
-    needs = Needs(access="gradients", data="labelled", strategies=tuple(s for s in STRATEGIES if s != "zero3"))
 
     width: int = 64
     init: float = 1e-3

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
 
-from lfm.method import STRATEGIES, Needs
+from lfm.method import Needs
 from lfm.rewriting import Rewrite
 from lfm.tuning.base import Inject, Tune
 from lfm.virtual_tokens import NAME, Plain, Reparametrized, Virtual, put_in, what_it_keeps
@@ -25,12 +26,12 @@ class Prefix(Tune, Rewrite):
     3. Train. Only `table` and the MLP learn, or without `hidden` the keys and values themselves.
     4. Drop. What the MLP makes in the end is kept, the MLP is not.
 
-    The result computes `softmax(query @ [keys[l]; K].T) @ [values[l]; V]` in each head, where K and V are the text's.
+    The result computes `softmax(query @ [keys[l]; K].T * scale) @ [values[l]; V]` in each head; K and V are the text's.
 
     Attributes:
-        length: How many virtual tokens there are, at least 1.
-        hidden: Inner width of the MLP, at least 1; none trains the keys and values themselves, from near 0, which the
-            paper finds less stable.
+        length: How many virtual tokens there are, at least 1. The paper's length of the prefix, |P_idx|.
+        hidden: Inner width of the MLP that makes them (the paper's P) of `table` (its P'), at least 1; none trains
+            the keys and values themselves, from near 0, which the paper finds less stable.
 
     Differs from the paper:
         The text's tokens keep their positions, from 0, where the paper's code counts on after the prefix: nothing of a
@@ -48,14 +49,7 @@ class Prefix(Tune, Rewrite):
 
     reference, area, leaf = "arXiv:2101.00190", "tuning", "A2a"
     gives = "adapter"
-    needs = Needs(
-        access="gradients",
-        data="labelled",
-        architecture="decoder",
-        # What a layer keeps is looked at before, which stage 3 has taken apart.
-        strategies=tuple(s for s in STRATEGIES if s != "zero3"),
-        cache=True,
-    )
+    needs = Needs(access="gradients", data="labelled", architecture="decoder", cache=True)
 
     length: int = 10
     hidden: int | None = 512
@@ -82,15 +76,17 @@ class Prefix(Tune, Rewrite):
 
     @override
     def export(self, model: nn.Module, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.hidden is None:
+            return dict(trained)
         virtual = _decoder(model).get_submodule(f"{NAME}.virtual")
         home = next(n for n, m in model.named_modules() if m is virtual)
         named = {n.removeprefix(f"{home}."): t for n, t in trained.items()}
-        made = functional_call(virtual, named, ())
-        return {
-            f"{home}.{kind}.{layer}": pair[i]
-            for layer, pair in enumerate(made)
-            for i, kind in enumerate(("keys", "values"))
-        }
+        with torch.device("meta"):  # the one in the model may be taken apart
+            again = Reparametrized(virtual.shapes, self.length, d=named["table"].shape[1], width=self.hidden)
+        kept: dict[str, Tensor] = {}
+        for layer, (keys, values) in enumerate(functional_call(again, named, ())):
+            kept |= {f"{home}.keys.{layer}": keys, f"{home}.values.{layer}": values}
+        return kept
 
 
 def _decoder(model: Any) -> Any:

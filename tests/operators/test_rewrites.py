@@ -113,12 +113,6 @@ def test_it_is_no_expert_of_a_merge(given, made):
     assert "modules that BottleneckAdapter puts in, expected changes of the base's weights" in clause
 
 
-def test_stage_three_is_refused_by_name(given):
-    resources = Resources(workers=2, strategy="zero3")
-    (clause,) = tune.problems(**given, method=METHOD, training=TRAINING, resources=resources)
-    assert clause.startswith("BottleneckAdapter: strategy='zero3', expected one of single, ddp, zero1, zero2.")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Own(BottleneckAdapter):
     """A user's own."""

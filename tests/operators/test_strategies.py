@@ -29,7 +29,7 @@ OTHERS = (
 )
 LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
-INSERTED = ("ddp-bottleneck", "zero2-bottleneck", "ddp-prefix", "zero2-prefix")
+INSERTED = tuple(f"{strategy}-{what}" for what in ("bottleneck", "prefix") for strategy in ("ddp", "zero2", "zero3"))
 STARTS = ("ddp-starts", "zero2-starts", "zero3-starts")
 CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen")
 

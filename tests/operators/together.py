@@ -3,6 +3,7 @@
 Run as ``python -m tests.operators.together RANK WORLD PORT FOLDER CASE...``; the first writes what it found to FOLDER.
 """
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -153,6 +154,15 @@ def probed(place, folder, given):
     return curves(work)
 
 
+@contextlib.contextmanager
+def nothing_whole():
+    """Have stage 3 take apart also what is so small that it would leave it whole."""
+    before = dict(zero.WHOLE)
+    zero.WHOLE.update(dict.fromkeys(before, 0))
+    yield
+    zero.WHOLE.update(before)
+
+
 def main(rank, world, port, home, cases):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
@@ -162,10 +172,8 @@ def main(rank, world, port, home, cases):
         place = Place(rank=rank, world=world, strategy=strategy, offload=offload)
         folder = home / case
         if "adapter" in what:
-            before = dict(zero.WHOLE)
-            zero.WHOLE.update(dict.fromkeys(before, 0))  # nothing of so small a model would be taken apart otherwise
-            found = adapter(place, folder, home)
-            zero.WHOLE.update(before)
+            with nothing_whole():
+                found = adapter(place, folder, home)
         elif "labels" in what:
             found = probed(place, folder, home)
         elif "starts" in what:
@@ -175,7 +183,8 @@ def main(rank, world, port, home, cases):
             _, work = trained(place, folder, STEADY, goes_on=home / "checkpoint")
             found = curves(work)
         elif what[:1] and what[0] in INSERTED:
-            found = inserted(place, folder, home, INSERTED[what[0]])
+            with nothing_whole():
+                found = inserted(place, folder, home, INSERTED[what[0]])
         elif "frozen" in what:
             found = frozen(place, folder)
         else:

@@ -12,6 +12,8 @@ import transformers
 import yaml
 
 from lfm.deltas import Dense, read, write
+from lfm.tuning.bottleneck_adapter import BottleneckAdapter
+from operators import rewrites
 from pipelines.__main__ import main
 from pipelines.storage.base import digest_of
 from pipelines.store import Result
@@ -148,6 +150,27 @@ def test_an_adapter_of_a_model_from_outside_names_it(export, store, folders, tmp
     assert front["library_name"] == "peft"
     assert front.get("base_model") == (["some/model"] if uri.startswith("hf://") else None)
     assert f"Its base is `{written['base_model_name_or_path']}`" in text
+
+
+def test_an_adapter_of_this_projects_own_is_loaded_as_its_card_says(
+    export, made, store, folders, tmp_path, monkeypatch
+):
+    method = BottleneckAdapter(width=2, norms=False, init=0.5)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders / "model")
+    before = {n for n, _ in model.named_parameters()}
+    method.rewrite(model)
+    tensors = {n: p.detach() for n, p in model.named_parameters() if n not in before}
+    rewrites.write(tmp_path / "own", method, tensors, base=made["merged"])
+    adapter = put(store, tmp_path / "own", "adapter", {"base": made["merged"]})
+    commit(store, "own", "tune", adapter, "adapter", {"model": of(made["merged"]), "data": OUTSIDE},
+           method=["bottleneck_adapter", {"width": 2}])  # fmt: skip
+    assert export(adapter, tmp_path / "out")[0] == 0
+    front, text = card(tmp_path / "out")
+    assert front["library_name"] == "learn-from-model"
+    monkeypatch.chdir(tmp_path / "out")
+    there = {}
+    exec(text.split("```python\n")[1].split("```")[0], there)
+    torch.testing.assert_close(logits(there["model"]), logits(model))
 
 
 def test_an_adapter_whose_base_nobody_knows_is_not_exported(export, store, folders, tmp_path):
