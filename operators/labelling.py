@@ -93,7 +93,8 @@ def label(
     Args:
         work: The step's workspace.
         teacher: Who is asked.
-        data: Prompts whose answers are written anew, or for probabilities any rows.
+        data: Prompts whose answers are written anew, so that they are not read and may be empty; or for probabilities
+            any rows.
         what: What is asked of the teacher.
         top_k: How many tokens are named, of probabilities.
         temperature: Divides the logits, of probabilities; the student's method has to have the same.

@@ -102,7 +102,10 @@ def _spread(
         for row in done.iter_rows():
             yield int(row["part"])
     except ray.exceptions.RayError as error:
-        raise _reason(error, before) from error
+        known = _reason(error, before)
+        if known is None:
+            raise
+        raise known from error
 
 
 def _asked(resources: Resources, parts: int) -> dict[str, Any]:
@@ -120,15 +123,15 @@ def _asked(resources: Resources, parts: int) -> dict[str, Any]:
     }
 
 
-def _reason(error: BaseException, before: frozenset[str]) -> BaseException:
-    """What a worker raised on purpose, or a lost machine, or the error itself."""
+def _reason(error: BaseException, before: frozenset[str]) -> LfmError | None:
+    """What a worker raised on purpose, or a lost machine; None where it is neither."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, LfmError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     gone = lost_since(before)
-    return NodeLost("a worker", str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else error
+    return NodeLost("a worker", str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else None
 
 
 class _Doer:
