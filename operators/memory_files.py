@@ -1,7 +1,7 @@
 """A memory's folder: what is remembered, by which method, and beside which model."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,17 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch.utils.hooks import RemovableHandle
 
+import lfm
 from lfm.errors import LfmError, UnknownName
 from lfm.hooks import Blocks
 from lfm.memory.base import OtherMemory, Remember, State
-from lfm.memory.grace import GRACE
 from lfm.weights import Weights, parsed
 from operators.artifact import Memory, Model
 from operators.engines.native import Native
 from operators.language_models import load, load_tokenizer
 
 STEM = "memory"
-READERS: Mapping[str, type[Remember]] = {"grace": GRACE}
-"""The methods whose memories can be read, by name. They are imported here and not found by their names, so that what is
-done with a memory counts in the fingerprint of each step that consults one."""
+FAMILY = "memory"
 
 
 def write(folder: Path, method: Remember, state: State, model: str) -> None:
@@ -48,10 +46,10 @@ def name_of(method: Remember) -> str:
     Raises:
         UnknownName: Nobody could read what it remembers.
     """
-    for name, found in READERS.items():
-        if type(method) is found:
-            return name
-    raise UnknownName("memory method that can be read", type(method).__name__, tuple(READERS))
+    name = type(method).__module__.removeprefix("lfm.").replace(".", "/")
+    if name not in lfm.names(FAMILY):
+        raise UnknownName("memory method that can be read", type(method).__name__, lfm.names(FAMILY))
+    return name.partition("/")[2]
 
 
 def read(memory: Memory) -> tuple[Remember, State]:
@@ -60,15 +58,13 @@ def read(memory: Memory) -> tuple[Remember, State]:
     Raises:
         WeightsError: A file is not there or damaged.
         OtherMemory: ``memory.json`` does not say what such a file does.
-        UnknownName: It is of a method that is none of `READERS`.
+        UnknownName: It is of a method that this project does not have.
     """
     noted = _noted(memory)
     try:
         fields, notes = dict(noted["method"]), dict(noted["notes"])
         name = str(fields.pop("name"))
-        if name not in READERS:
-            raise UnknownName("memory method that can be read", name, tuple(READERS))
-        method: Any = TypeAdapter(READERS[name]).validate_python(fields)
+        method: Any = TypeAdapter(lfm.find(f"{FAMILY}/{name}")).validate_python(fields)
     except (KeyError, TypeError, ValueError) as error:
         where, allowed = str(memory.path / f"{STEM}.json"), "'model', 'method' and 'notes'"
         raise OtherMemory(where, "does not say how it is read", allowed, "Make the memory again.") from error

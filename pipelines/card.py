@@ -23,10 +23,10 @@ ADAPTED = """from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
 REWRITTEN = """from pathlib import Path
 
-from operators.language_models import adapted
+from operators.language_models import adapted, load
 
 base = Path("BASE")  # a folder
-model = adapted(base, Path("."))"""
+model = adapted(load(base), Path("."))"""
 
 
 def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "", own: bool = False) -> str:

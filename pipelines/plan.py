@@ -9,10 +9,11 @@ from functools import cache, partial
 from graphlib import TopologicalSorter
 from typing import Any, Protocol
 
+import lfm
 from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.base import Edge, Operator, Problems, Resources
-from operators.catalog import Catalog, method_name
+from operators.catalog import READ_BY_NAME, Catalog, method_name
 from operators.code import module_name, own
 from operators.training import Training
 from pipelines.fields import plain
@@ -208,13 +209,6 @@ def _foreseen(
 ) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
 
-    def kind(name: str) -> type[Artifact]:
-        if name in spec.inputs:
-            return type(spec.inputs[name])
-        if name not in spec.steps:  # which is a problem of its own, or the step has one
-            return Artifact
-        return catalog.operator(spec.steps[name].operator).makes(spec.steps[name].method)
-
     def one(name: str, edge: Edge) -> Artifact | None:
         found = seen.get(name)
         return found if isinstance(found, edge.kinds) else None  # of another kind, which is a problem of its own
@@ -229,10 +223,8 @@ def _foreseen(
         else:
             given[key] = [one(n, edge) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
-    besides = {
-        "resources": step.resources,
-        "kinds": {key: tuple(kind(n) for n in names_in(reference)) for key, reference in step.inputs.items()},
-    }
+    kinds = {key: tuple(_kind(n, spec, catalog) for n in names_in(r)) for key, r in step.inputs.items()}
+    besides = {"resources": step.resources, "kinds": kinds}
     try:
         with own(spec.code):
             return list(ask(**given, **method, **verb.validated(step.params), **besides))
@@ -250,7 +242,7 @@ def _planned(
     if step.method is not None:
         method = (method_name(type(step.method)), plain(step.method.hyperparameters()))
         makers.append(type(step.method))
-    modules = [m.__module__ for m in makers]
+    modules = [m.__module__ for m in makers] + _read_by_name(step, spec, catalog)
     if any("<locals>" in m.__qualname__ for m in makers):  # made by a function, so that its callers decide too
         modules += map(module_name, spec.code.uses)
     sources = reached(tuple(modules))
@@ -288,6 +280,22 @@ def _planned(
         components=json.loads(canonical),
         unhashed=tuple(dict.fromkeys(unhashed)),
     )
+
+
+def _read_by_name(step: StepSpec, spec: Spec, catalog: Catalog) -> list[str]:
+    """The modules of the methods that inputs of the step may name: which one, nobody knows before they are read."""
+    kinds = {_kind(name, spec, catalog) for name in step.references()}
+    families = {family for kind, family in READ_BY_NAME.items() if kind in kinds}
+    return [f"lfm.{name.replace('/', '.')}" for family in sorted(families) for name in lfm.names(family)]
+
+
+def _kind(name: str, spec: Spec, catalog: Catalog) -> type[Artifact]:
+    """What an input or a step will hold; `Artifact` of a name that nobody has, which is a problem of its own."""
+    if name in spec.inputs:
+        return type(spec.inputs[name])
+    if name not in spec.steps:
+        return Artifact
+    return catalog.operator(spec.steps[name].operator).makes(spec.steps[name].method)
 
 
 def _canonical(components: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ class Prefix(Tune, Rewrite):
 
     reference, area, leaf = "arXiv:2101.00190", "tuning", "A2a"
     gives = "adapter"
+    starts_unchanged = False
     needs = Needs(access="gradients", data="labelled", architecture="decoder", cache=True)
 
     length: int = 10

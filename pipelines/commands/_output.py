@@ -16,5 +16,5 @@ def printed(value: Any) -> int:
 
 def shown(rows: Table) -> None:
     """A table as wide as it needs to be where nobody's terminal sets a width."""
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
     console.print(rows)

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from operators.catalog import _built_in
+from operators.catalog import Catalog, _built_in
 from operators.code import OURS, Code
 from pipelines import libraries, source
 from pipelines.__main__ import ROOT, main
@@ -22,6 +23,7 @@ from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal
 from pipelines.plan import of_run, pinned
 from pipelines.source import pack, reach
+from pipelines.spec import load
 from pipelines.store import Result
 from tests.pipelines.edits import COUNTED, EDITS, FILES, SHAPED, added, replaced, yaml
 
@@ -200,10 +202,34 @@ def test_packages_of_this_project_hold_no_logic():
 
 
 def test_built_in_operators_run_no_code_that_no_import_names_but_the_user_s():
-    """Which `operators.code` imports, and which counts for itself."""
+    """Which `operators.code` imports, and which counts for itself; what the catalogues find by name the plan counts."""
     found = set()
     for module in reach(tuple(_built_in().values()), Code()).modules:
         file = source._file(module, source.ROOT)
         if source._scan(file.read_text(), module, package=file.name == "__init__.py").unnamed:
             found.add(module)
-    assert found == {"operators.code"}
+    assert found == {"lfm.catalog", "operators.catalog", "operators.code"}
+
+
+def test_what_a_step_reads_of_a_memory_or_an_adapter_is_part_of_its_fingerprint():
+    """Its file names the method that reads it: nobody imports that."""
+    text = """
+name: p
+inputs: {model: {model: "hf://a/b"}, notes: {memory: "lfm://x"}, small: {adapter: "lfm://y"}, text: {dataset: "t"}}
+steps:
+  plain: {operator: evaluate, inputs: {model: model, data: {a: text}}}
+  reminded: {operator: evaluate, inputs: {model: model, memory: notes, data: {a: text}}}
+  adapted: {operator: evaluate, inputs: {model: small, base: model, data: {a: text}}}
+"""
+
+    class Blind:
+        def check(self, artifact):
+            return None
+
+        def pin(self, artifact):
+            return replace(artifact, digest="d" * 64)
+
+    steps = pinned(load(text), Blind(), Catalog()).steps
+    source_of = {name: set(step.components["source"]) for name, step in steps.items()}
+    assert "lfm.memory.grace" in source_of["reminded"] - source_of["plain"]
+    assert {"lfm.tuning.bottleneck_adapter", "lfm.tuning.prefix"} <= source_of["adapted"] - source_of["plain"]

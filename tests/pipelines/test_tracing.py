@@ -53,7 +53,10 @@ def test_a_pipeline_is_the_graph_that_its_function_returns(tmp_path):
         ),
         ("return pretrain('1 a', data=text)", "11 step '1 a': the name '1 a', expected letters, digits, '_' and '-'"),
         ("return pretrain('text', data=text)", "11 step 'text': an input has this name too, expected one for each."),
-        ("return tune('t', model=base, data=text)", "11 step 't': no method, expected {name: ...} with one of full, l"),
+        (
+            "return tune('t', model=base, data=text)",
+            "11 step 't': no method, expected {name: ...} with one of bo",
+        ),
         ("return tune('t', model=base, data=text, method=LoRA)", "11 step 't': method: the class LoRA, expected one "),
         ("return tune('t', model=base, data=text, method='lora')", "11 step 't': method: 'lora', expected {name: ...}"),
         ("return tune('t', model=base, data=text, method=TIES())", "11 step 't': No tuning method is called 'ties'."),

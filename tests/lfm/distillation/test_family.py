@@ -8,7 +8,7 @@ import torch
 from tests.lfm.variants import every
 
 METHODS = pytest.mark.parametrize("method", every("distillation"))
-NO_DIVERGENCE: frozenset[str] = frozenset()  # names of classes whose loss is not 0 where both say the same
+NO_DIVERGENCE = frozenset({"SequenceLevel"})  # names of classes whose loss is not 0 where both say the same
 
 
 @pytest.fixture
