@@ -217,12 +217,13 @@ class Shard:
     size: int
 
 
-def layout(headers: Mapping[str, Header], shard_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
+def layout(headers: Mapping[str, Header], shard_bytes: int = SHARD_BYTES, stem: str = "model") -> tuple[Shard, ...]:
     """Which byte of which file every parameter gets; the same wherever it is computed.
 
     Args:
         headers: What will be written, in its order.
         shard_bytes: A file takes no further parameter beyond this; one that is larger has a file of its own.
+        stem: What the files' names begin with.
     """
     groups: list[list[str]] = [[]]
     filled = 0
@@ -233,7 +234,9 @@ def layout(headers: Mapping[str, Header], shard_bytes: int = SHARD_BYTES) -> tup
         groups[-1].append(name)
         filled += header.bytes
     count = len(groups)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for i in range(count)]
+    names = [
+        f"{stem}-{i + 1:05}-of-{count:05}.safetensors" if count > 1 else f"{stem}.safetensors" for i in range(count)
+    ]
     return tuple(_shard(file, {n: headers[n] for n in group}) for file, group in zip(names, groups, strict=True))
 
 
@@ -265,15 +268,18 @@ class Writer:
     As a context manager it allocates the files, and checks where it is left without an error that nothing is missing.
     """
 
-    def __init__(self, folder: Path, headers: Mapping[str, Header], *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, headers: Mapping[str, Header], *, shard_bytes: int = SHARD_BYTES, stem: str = "model"
+    ) -> None:
         """Lay out the files; writes nothing, so that several processes can write what one has allocated.
 
         Args:
             folder: Exists; files of weights in it are overwritten.
             headers: What will be written.
             shard_bytes: As in `layout`.
+            stem: The same.
         """
-        self.folder, self.shards = folder, layout(headers, shard_bytes)
+        self.folder, self.stem, self.shards = folder, stem, layout(headers, shard_bytes, stem)
         self._headers = dict(headers)
         self._missing = dict.fromkeys(headers)
         self._places = {
@@ -295,7 +301,7 @@ class Writer:
             files = {name: self._places[name][0].name for name in self._headers}
             sizes = {"total_size": sum(h.bytes for h in self._headers.values())}
             text = json.dumps({"metadata": sizes, "weight_map": files}, indent=2)
-            (self.folder / "model.safetensors.index.json").write_text(text + "\n")
+            (self.folder / f"{self.stem}.safetensors.index.json").write_text(text + "\n")
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Put]:

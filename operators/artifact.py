@@ -61,6 +61,11 @@ class Memory(Artifact):
 
 
 @dataclass(frozen=True, slots=True)
+class Datastore(Artifact):
+    """States of one model and what followed them: `datastore.safetensors`, `datastore.json`, an index of FAISS."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset(Artifact):
     """Rows: Parquet or JSONL."""
 
@@ -79,7 +84,8 @@ CARRIED = "facts.jsonl"
 """The facts that a model, an adapter or a delta has been given, by itself or by what it was made from (`facts.py`)."""
 
 KINDS: dict[str, type[Artifact]] = {
-    k.__name__.lower(): k for k in (Model, Adapter, Delta, Statistics, Editor, Memory, Dataset, Metrics, Deployment)
+    k.__name__.lower(): k
+    for k in (Model, Adapter, Delta, Statistics, Editor, Memory, Datastore, Dataset, Metrics, Deployment)
 }
 """Every kind of artifact by the word that a pipeline file and a manifest use for it."""
 

@@ -5,9 +5,15 @@ from typing import Any
 
 from lfm.errors import LfmError
 from lfm.weight_index import parsed
-from operators.artifact import Artifact, Delta, Editor, Memory, Model, Statistics, kind_of
+from operators.artifact import Artifact, Datastore, Delta, Editor, Memory, Model, Statistics, kind_of
 
-OF: Mapping[type[Artifact], str] = {Delta: "base", Statistics: "model", Editor: "model", Memory: "model"}
+OF: Mapping[type[Artifact], str] = {
+    Delta: "base",
+    Statistics: "model",
+    Editor: "model",
+    Memory: "model",
+    Datastore: "model",
+}
 """The kinds that are made for one model, and what their files call its digest."""
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import lfm
 from lfm.errors import UnknownName
 from lfm.method import Method
-from operators.artifact import Adapter, Artifact, Memory
+from operators.artifact import Adapter, Artifact, Datastore, Memory
 from operators.base import Operator
 
-READ_BY_NAME: Mapping[type[Artifact], str] = {Adapter: "tuning", Memory: "memory"}
+READ_BY_NAME: Mapping[type[Artifact], str] = {Adapter: "tuning", Datastore: "retrieval", Memory: "memory"}
 """The kinds whose files name the method that reads them, and its family: so a step that is given one depends on it."""
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from lfm.chunks import chunk_size
 from operators.batches import Document, on_device, opening, packed
-from operators.engines.native import Native, Sampling
+from operators.engines.native import Native, Reading, Sampling
 from operators.facts import FactRow, spoken
-from operators.objectives import answers
 from operators.row_files import DatasetError
 
 CARRIED_FACTS = "carried facts"
@@ -278,12 +277,12 @@ def heard(engine: Native, asked: Sequence[Asked], *, base: Native | None = None,
     for start in range(0, len(rows), batch_size):
         chosen = longest_last[start : start + batch_size]
         batch = on_device(rows, np.arange(start, start + len(chosen)), device)
-        hidden, targets = answers(engine.model, batch, packed=False)
-        others = hidden if base is None else answers(base.model, batch, packed=False)[0]
+        read, targets = engine.answers(batch)
+        others = read if base is None else base.answers(batch)[0]
         places = torch.cat(
             [
-                _places(engine, hidden[at : at + size], targets[at : at + size], base, others[at : at + size])
-                for at in range(0, len(hidden), size)
+                _places(engine, read[at : at + size], targets[at : at + size], base, others[at : at + size])
+                for at in range(0, len(targets), size)
             ]
         )
         for i, of_answer in zip(chosen, torch.split(places, [len(asked[i].answer) for i in chosen]), strict=True):
@@ -297,20 +296,16 @@ def _document(asked: Asked) -> Document:
 
 
 def _places(
-    engine: Native, hidden: Tensor, targets: Tensor, base: Native | None, others: Tensor
+    engine: Native, read: Reading, targets: Tensor, base: Native | None, others: Reading
 ) -> Float[Tensor, "places 4"]:
     """At each place the target's log-probability, whether it is the likeliest, whether the base agrees, and the KL."""
-    logs = _logs(engine, hidden)
-    theirs = logs if base is None else _logs(base, others)
+    logs = engine.told(read).log_softmax(dim=-1)
+    theirs = logs if base is None else base.told(others).log_softmax(dim=-1)
     divergence = (theirs.exp() * (theirs - logs)).sum(dim=-1)
     likeliest = logs.argmax(dim=-1)
     own = logs.gather(-1, targets[:, None])[:, 0]
     columns = (own, likeliest == targets, likeliest == theirs.argmax(dim=-1), divergence)
     return torch.stack([c.double() for c in columns], dim=-1).cpu()
-
-
-def _logs(engine: Native, hidden: Tensor) -> Float[Tensor, "places vocab"]:
-    return engine.head.shaped(engine.head.linear(hidden)).float().log_softmax(dim=-1)
 
 
 def _continued(

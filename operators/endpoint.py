@@ -5,7 +5,7 @@ from typing import Any
 
 from ray import serve
 
-from operators.artifact import Memory, Model
+from operators.artifact import Datastore, Memory, Model
 from operators.memory_files import engine_of
 from operators.openai_api import api
 
@@ -15,8 +15,10 @@ from operators.openai_api import api
 class Endpoint:
     """One replica: an engine, and the OpenAI API in front of it."""
 
-    def __init__(self, model: Model, memory: Memory | None, name: str, about: dict[str, Any]) -> None:
-        self.engine = engine_of(model, memory)
+    def __init__(
+        self, model: Model, memory: Memory | None, datastore: Datastore | None, name: str, about: dict[str, Any]
+    ) -> None:
+        self.engine = engine_of(model, memory, datastore)
         self.name, self.about = name, about
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -14,16 +14,17 @@ from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
 from operators import classifiers
 from operators.accuracy import Labels
-from operators.artifact import Adapter, Artifact, Dataset, Delta, Memory, Metrics, Model, kind_of
+from operators.artifact import Adapter, Artifact, Dataset, Datastore, Delta, Memory, Metrics, Model, kind_of
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
+from operators.datastore_files import consulting, not_beside, not_both, unfit as unfit_datastore
 from operators.edit_scores import CARRIED_FACTS, Facts
 from operators.engines.native import Native, Sampling
 from operators.facts import holds_facts, inherited, read_facts
-from operators.language_models import architecture_of, check, load_tokenizer
+from operators.language_models import CALLED, architecture_of, check, load_tokenizer
 from operators.memory_files import unfit as unfit_memory
-from operators.objectives import answers, plain
+from operators.objectives import plain
 from operators.row_files import DatasetError
 from operators.rows import SPOKEN, Form, columns_of, digest_of, read_rows
 from operators.texts import check_length, unfit
@@ -39,6 +40,7 @@ def _foreseen(
     model: Model | Adapter | Delta | None,
     base: Model | None,
     memory: Memory | None = None,
+    datastore: Datastore | None = None,
     data: Mapping[str, Dataset | None],
     kinds: Mapping[str, Sequence[type[Artifact]]],
     length: int = 512,
@@ -53,6 +55,7 @@ def _foreseen(
         uri = memory.uri
         yield from (str(not_whole(uri, kind_of(k))) for k in kinds["model"] if k in CHANGES)
         yield from map(str, unfit_memory(memory, model if isinstance(model, Model) else None))
+    yield from map(str, _unfit_datastore(datastore, model, kinds))
     yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
@@ -65,9 +68,26 @@ def _foreseen(
     if home is not None and (what := architecture_of(home)) != "decoder":
         if what == "encoder":
             yield f"model: {str(home)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
+        if "datastore" in kinds:
+            yield f"datastore: given with {CALLED[what]}, expected a decoder, which tells tokens. Leave it out."
         if generate > 0:
             yield f"generate={generate}, expected 0 for a classifier, which writes nothing. Leave it out."
         yield from (f"data {n!r}: facts, expected rows of text and label for a classifier. Give others." for n in facts)
+
+
+def _unfit_datastore(
+    datastore: Datastore | None, model: Artifact | None, kinds: Mapping[str, Sequence[type[Artifact]]]
+) -> Iterator[LfmError]:
+    """Why a datastore is not to be used with what else is given, as far as is known."""
+    if "datastore" not in kinds:
+        return
+    if "memory" in kinds:
+        yield not_both("evaluate")
+    for problem in map(not_beside, kinds["model"]):
+        if problem is not None:
+            yield problem
+    if datastore is not None:
+        yield from unfit_datastore("evaluate", datastore, model if isinstance(model, Model) else None)
 
 
 def _out_of_range(
@@ -90,6 +110,7 @@ def evaluate(
     model: Model | Adapter | Delta,
     base: Model | None = None,
     memory: Memory | None = None,
+    datastore: Datastore | None = None,
     data: Mapping[str, Dataset],
     length: int = 512,
     batch_size: int = 32,
@@ -108,8 +129,10 @@ def evaluate(
         work: The step's workspace.
         model: What is measured; a change of weights without a model being written.
         base: What `model` was made for, where it is an adapter or a change; and what it is compared with where facts
-            have neighbours. There a model with a memory is compared with itself alone, unless another base is given.
+            have neighbours. There a model with a memory or a datastore is compared with itself alone, unless another
+            base is given.
         memory: What the model consults while it answers.
+        datastore: Of this model: what it says is mixed with what followed in similar places. Not with a memory.
         data: The sets by name.
         length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
             nothing comes before. A document without an answer token has no loss and weighs nothing. A classifier
@@ -124,6 +147,8 @@ def evaluate(
         HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
         BaseNeeded: An adapter or a change came without its base.
         OtherMemory: The memory was not made for this very model.
+        OtherModel: The datastore was not.
+        DatastoreError: It cannot be read, or is given with a memory or with a change of weights.
         AnotherVocabulary: `base` has other tokens than the model, and there are facts to compare them on.
         NoLossToken: A set has no answer token at all.
         DatasetError: Rows are not of a form that the model knows, or something is asked of it by a document that has
@@ -133,6 +158,9 @@ def evaluate(
     """
     for problem in _out_of_range(length, batch_size, max_documents, generate):
         raise problem
+    given = {"model": model, "memory": memory, "datastore": datastore}
+    for unusable in _unfit_datastore(datastore, model, {k: (type(v),) for k, v in given.items() if v is not None}):
+        raise unusable
     whole, home = opened("evaluate", model, base, memory)
     device = torch.device("cuda" if work.resources.gpus else "cpu")
     whole.to(device)
@@ -141,12 +169,13 @@ def evaluate(
         labels = Labels(whole, home, length=length, batch_size=batch_size)
         sets = {name: (labels, _rows(dataset, max_documents, labels.forms)) for name, dataset in data.items()}
     else:
-        answered = Answers(whole, home, length=length, batch_size=batch_size, max_tokens=generate)
+        answered = Answers(whole, home, datastore, length=length, batch_size=batch_size, max_tokens=generate)
         facts = {name: read_facts(dataset)[:max_documents] for name, dataset in data.items() if _of_facts(dataset)}
         spoken = {name: _rows(d, max_documents, answered.forms) for name, d in data.items() if name not in facts}
         if carried and (own := inherited([home, model.path, *([memory.path] if memory else [])])):
             facts[CARRIED_FACTS] = own
-        alone = base or (model if memory is not None and isinstance(model, Model) else None)
+        helped = memory is not None or datastore is not None
+        alone = base or (model if helped and isinstance(model, Model) else None)
         other = beside(whole, home, alone).to(device) if alone and facts else None
         known = Facts(answered.engine, other, batch_size=batch_size, max_tokens=generate)
         sets = {name: (answered, rows) for name, rows in spoken.items()}
@@ -192,9 +221,18 @@ class Answers:
 
     forms = SPOKEN
 
-    def __init__(self, model: Any, home: Path, *, length: int, batch_size: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        home: Path,
+        datastore: Datastore | None = None,
+        *,
+        length: int,
+        batch_size: int,
+        max_tokens: int,
+    ) -> None:
         check(plain(model), packed=False)
-        self.engine = Native(model, load_tokenizer(home))
+        self.engine = consulting(model, load_tokenizer(home), datastore)
         self.length, self.batch_size, self.max_tokens = length, batch_size, max_tokens
         check_length("evaluate", length, self.engine.context)
 
@@ -253,21 +291,13 @@ def losses(
     for start in range(0, len(rows), batch_size):
         where = np.arange(start, min(len(rows), start + batch_size))
         batch = on_device(rows, where, device)
-        hidden, targets = answers(engine.model, batch, packed=False)
-        each = [
-            _cross_entropy(engine, hidden[at : at + size], targets[at : at + size])
-            for at in range(0, len(hidden), size)
-        ]
+        read, targets = engine.answers(batch)
+        each = [engine.losses(read[at : at + size], targets[at : at + size]) for at in range(0, len(targets), size)]
         row = (batch.targets != IGNORED).nonzero()[:, 0].cpu().numpy()
         documents_of = np.array([owner[longest_last[start + r]] for r in row])
         np.add.at(sums, documents_of, torch.cat(each).double().cpu().numpy())
         np.add.at(tokens, documents_of, 1)
     return {"loss": sums.tolist(), "tokens": tokens.tolist()}
-
-
-def _cross_entropy(engine: Native, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = engine.head.shaped(engine.head.linear(hidden)).float()
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def scores(

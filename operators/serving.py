@@ -1,7 +1,7 @@
 """The verb `serve`: a model behind the OpenAI API, live once it has proved that it is the right one."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lfm.errors import LfmError
-from operators.artifact import Deployment, Memory, Model
+from operators.artifact import Artifact, Datastore, Deployment, Memory, Model
 from operators.base import operator
+from operators.datastore_files import not_both, unfit as unfit_datastore
 from operators.engines.native import Native
 from operators.facts import carried, spoken
 from operators.language_models import load_tokenizer
@@ -51,7 +52,15 @@ class EndpointTaken(LfmError, RuntimeError):
 
 
 def _problems(
-    *, name: str, port: int, resources: Resources, model: Model | None, memory: Memory | None = None, **_: object
+    *,
+    name: str,
+    port: int,
+    resources: Resources,
+    model: Model | None,
+    memory: Memory | None = None,
+    datastore: Datastore | None = None,
+    kinds: Mapping[str, Sequence[type[Artifact]]],
+    **_: object,
 ) -> Iterator[str]:
     if resources.workers > 1:
         yield f"workers={resources.workers}, expected 1: an endpoint has one replica. Leave it out."
@@ -61,6 +70,10 @@ def _problems(
         yield f"name={name!r}, expected what requests call the model. Give it one."
     if memory is not None:
         yield from map(str, unfit(memory, model))
+    if datastore is not None:
+        yield from map(str, unfit_datastore("serve", datastore, model))
+    if "memory" in kinds and "datastore" in kinds:
+        yield str(not_both("serve"))
 
 
 @operator(effect=True, starts_workers=True, problems=_problems)
@@ -70,6 +83,7 @@ def serve(
     model: Model,
     base: Model | None = None,
     memory: Memory | None = None,
+    datastore: Datastore | None = None,
     name: str = "model",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -81,6 +95,7 @@ def serve(
         model: What is served.
         base: A model that it must differ from, such as what it was merged from.
         memory: What the model consults while it answers.
+        datastore: Of this model: what it says is mixed with what followed in similar places. Not with a memory.
         name: What requests call it.
         host: Where it listens.
         port: The same.
@@ -88,8 +103,11 @@ def serve(
     Raises:
         PortBusy: Another process listens there.
         EndpointTaken: This Ray serves another model already.
-        ProbeFailed: The replica's logits are not the artifact's, or are the base's, or it does not consult the memory.
+        ProbeFailed: The replica's logits are not the artifact's, or are the base's, or it does not consult the memory
+            or the datastore.
         OtherMemory: The memory was not made for this very model.
+        OtherModel: The datastore was not.
+        DatastoreError: It cannot be read, or a memory is given too.
     """
     from ray import serve as ray_serve
 
@@ -98,14 +116,15 @@ def serve(
     if not _serving(ray_serve):
         check_port("endpoint", host, port)
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    of_memory = {} if memory is None else {"memory": memory.digest}
-    about = {"digest": model.digest, **of_memory}
+    given = {"memory": memory, "datastore": datastore}
+    beside = {kind: each.digest for kind, each in given.items() if each is not None}
+    about = {"digest": model.digest, **beside}
     others = [n for n in ray_serve.status().applications if n != name]
     if others:
         raise EndpointTaken(name, others[0])
-    wanted = engine_of(model, memory)
+    wanted = engine_of(model, memory, datastore)
     app = Endpoint.options(ray_actor_options=_asks(work)).bind(  # type: ignore[attr-defined]
-        model, memory, name, about
+        model, memory, datastore, name, about
     )
     handle = ray_serve.run(app, name=name, route_prefix="/")
 
@@ -113,14 +132,14 @@ def serve(
         return torch.tensor(handle.probe.remote(ids).result(timeout_s=120))
 
     try:
-        proof = _prove(name, asked, wanted, base, probe_ids(model.path))
+        proof = _prove(name, asked, wanted, model, base, probe_ids(model.path))
         if memory is not None:
             proof |= _prove_memory(name, asked, wanted, model, memory)
     except BaseException:
         ray_serve.delete(name)
         raise
     file = work.scratch / "deployment.json"
-    found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, **of_memory, "probe": proof}
+    found = {"url": f"http://{host}:{port}/v1", "name": name, "model": model.digest, **beside, "probe": proof}
     file.write_text(json.dumps(found, indent=2))
     return work.save(Deployment, file, found)
 
@@ -142,14 +161,24 @@ def probe_ids(folder: Path) -> list[int]:
     return [(i * 7919 + 11) % vocabulary for i in range(PROBE_TOKENS)]
 
 
-def _prove(name: str, asked: Asked, wanted: Native, base: Model | None, ids: Sequence[int]) -> dict[str, float]:
-    """The largest differences of logits, over the largest logit: from the artifact's, and from the base's."""
+def _prove(
+    name: str, asked: Asked, wanted: Native, model: Model, base: Model | None, ids: Sequence[int]
+) -> dict[str, float]:
+    """The largest differences of logits, over the largest logit: from the artifact's, and from the base's.
+
+    With a datastore what is said are log-probabilities, and how far they are from the model's alone is told too; it is
+    the model alone that has to differ from the base.
+    """
     answered = asked(ids)
     proof = {"from_artifact": _distance(answered, wanted.logits(ids))}
     if proof["from_artifact"] > TOLERANCE:
         raise ProbeFailed(name, f"differ from the artifact's by {proof['from_artifact']:.2g}")
+    if wanted.search is not None:
+        alone = engine_of(model).logits(ids)
+        proof["from_model_alone"] = _distance(answered, alone.log_softmax(dim=-1))
+        answered = alone
     if base is not None:
-        proof["from_base"] = _distance(answered, engine_of(base, None).logits(ids))
+        proof["from_base"] = _distance(answered, engine_of(base).logits(ids))
         if proof["from_base"] <= TOLERANCE:
             raise ProbeFailed(name, "are the base's too")
     return proof
@@ -157,7 +186,7 @@ def _prove(name: str, asked: Asked, wanted: Native, base: Model | None, ids: Seq
 
 def _prove_memory(name: str, asked: Asked, wanted: Native, model: Model, memory: Memory) -> dict[str, float]:
     """The same at the prompt of a fact of which the model alone says something else; nothing where there is none."""
-    alone = engine_of(model, None)
+    alone = engine_of(model)
     for fact in carried(memory.path):
         ids, _ = spoken(fact.prompt, fact.target, wanted.tokenizer)
         with_it, without = wanted.logits(ids), alone.logits(ids)

@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lfm.errors import LfmError
-from lfm.hooks import cache_name
+from lfm.hooks import Blocks, cache_name, inputs_of
+from lfm.retrieval.base import Retrieve, Search
+from operators.batches import IGNORED, Batch
 from operators.language_models import head_of, trunk_of
 from operators.objectives import plain
 from operators.soft_prompts import length_of
@@ -52,8 +54,24 @@ class Sampling:
                 raise SamplingError(field, getattr(self, field), allowed)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model makes of tokens, before its head.
+
+    Attributes:
+        hidden: What goes into the head, of shape (..., width).
+        queries: What a datastore is asked with at the same tokens; the same tensor where there is none.
+    """
+
+    hidden: Float[Tensor, "*tokens width"]
+    queries: Float[Tensor, "*tokens keys"]
+
+    def __getitem__(self, chosen: Any) -> "Reading":
+        return Reading(self.hidden[chosen], self.queries[chosen])
+
+
 class Native:
-    """One model in this process.
+    """One model in this process, perhaps with a datastore beside it.
 
     Attributes:
         ends: The tokens that end a text.
@@ -61,8 +79,21 @@ class Native:
         context: How many tokens the model is made for, None where it does not say.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, retrieve: Retrieve | None = None, search: Search | None = None
+    ) -> None:
+        """Put the model into evaluation mode.
+
+        Args:
+            model: Perhaps with what PEFT puts around it.
+            tokenizer: Its own.
+            retrieve: How what it says is mixed with what `search` finds.
+            search: Looks into a datastore; without one `retrieve` only says what its keys are.
+        """
         self.model = plain(model).eval()
+        self.retrieve, self.search = retrieve, search
+        watched = None if retrieve is None else retrieve.watched(Blocks(self.model))
+        self.watched = () if watched is None else (watched,)
         self.tokenizer = tokenizer
         self.head = head_of(self.model)
         ends = self.model.generation_config.eos_token_id
@@ -83,8 +114,7 @@ class Native:
         """
         import transformers
 
-        trunk = trunk_of(self.model)
-        cache = {cache_name(trunk): transformers.DynamicCache(config=self.model.config)}
+        cache = {cache_name(trunk_of(self.model)): transformers.DynamicCache(config=self.model.config)}
         lengths = [len(p) for p in prompts]
         if not all(n > 0 and (self.context is None or n < self.context) for n in lengths):
             room = "" if self.context is None else f" and fewer than the model's context of {self.context}"
@@ -104,9 +134,8 @@ class Native:
                 return
             # A text that has ended goes on unseen beside the others, on the last place that there is.
             places = (mask.cumsum(-1) - 1).clamp(min=0, max=self.context and self.context - 1)[:, -ids.shape[1] :]
-            out = trunk(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **cache)
-            logits = self.head.shaped(self.head.linear(out.last_hidden_state[:, -1])).float()
-            ids = choose(logits, sampling, draws)[:, None]
+            read = self.read(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **cache)
+            ids = choose(self.told(read[:, -1]), sampling, draws)[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             tokens = ids[:, 0].tolist()
             going = [g and t not in self.ends for g, t in zip(going, tokens, strict=True)]
@@ -125,9 +154,38 @@ class Native:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
-        """What the model says after each token of a text, in float32."""
+        """What is told after each token of a text, in float32; log-probabilities where there is a datastore."""
         device = next(self.model.parameters()).device
-        return self.model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float().cpu()  # type: ignore[no-any-return]
+        read = self.read(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
+        return self.told(read[0]).cpu()
+
+    def read(self, **given: Any) -> Reading:
+        """What the model makes of tokens, given as transformers' models take them."""
+        with inputs_of(self.model, self.watched) as seen:
+            hidden = trunk_of(self.model)(**given).last_hidden_state
+        # Some architectures put the rows of a batch one after the other before their MLP.
+        queries = [found.reshape(*hidden.shape[:2], -1) for found in seen.values()]
+        return Reading(hidden, queries[0] if queries else hidden)
+
+    def answers(self, batch: Batch) -> tuple[Reading, Int[Tensor, "tokens"]]:
+        """What is read where a loss token of rows of one document each is told, and those tokens."""
+        read, learnt = self.read(input_ids=batch.ids, use_cache=False), batch.targets != IGNORED
+        return read[learnt], batch.targets[learnt]
+
+    def told(self, read: Reading) -> Float[Tensor, "tokens vocab"]:
+        """Logits in float32, or the log-probabilities that the datastore's method makes of them."""
+        logits = self.head.shaped(self.head.linear(read.hidden)).float()
+        if self.retrieve is None or self.search is None:
+            return logits
+        return self.retrieve.combine(logits, self.search.nearest(read.queries, self.retrieve.k))
+
+    def losses(self, read: Reading, targets: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """Minus the log-probability of each token, in nats, without a distribution of what a datastore has."""
+        logits = self.head.shaped(self.head.linear(read.hidden)).float()
+        own = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        if self.retrieve is None or self.search is None:
+            return own
+        return -self.retrieve.told(-own, targets, self.search.nearest(read.queries, self.retrieve.k))
 
 
 def choose(logits: Float[Tensor, "rows vocab"], sampling: Sampling, draws: torch.Generator) -> Int[Tensor, "rows"]:

@@ -5,18 +5,30 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from operators.artifact import CARRIED, REWRITES, Adapter, Artifact, Delta, Editor, Memory, Model, Statistics, kind_of
+from operators.artifact import (
+    CARRIED,
+    REWRITES,
+    Adapter,
+    Artifact,
+    Datastore,
+    Delta,
+    Editor,
+    Memory,
+    Model,
+    Statistics,
+    kind_of,
+)
 from operators.foreign_code import PICKLES, foreign_code, only_pickles
 from operators.row_files import may_hold_rows
 
-OURS = (Delta, Statistics, Editor, Memory)  # each `kind.safetensors` with `kind.json` beside it
+OURS = (Delta, Statistics, Editor, Memory, Datastore)  # each `kind.safetensors` with `kind.json` beside it
 STEMS: dict[type[Artifact], str] = {Model: "model", Adapter: "adapter_model", **{kind: kind_of(kind) for kind in OURS}}
 CONFIGS: dict[type[Artifact], tuple[str, ...]] = {
     Model: ("config.json", REWRITES),
     Adapter: ("adapter_config.json", REWRITES),
     **{kind: (f"{kind_of(kind)}.json",) for kind in OURS},
 }
-BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", CARRIED)  # configs, tokenizers and facts
+BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".faiss", CARRIED)  # configs, tokenizers, indexes, facts
 
 
 def lacking(kind: type[Artifact], names: Sequence[str]) -> tuple[str, str] | None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from lfm.memory.grace import GRACE
-from operators.artifact import Dataset, Deployment
+from lfm.retrieval.knn_lm import KNNLM
+from operators.artifact import Dataset, Deployment, Memory, Model
+from operators.indexing import index
 from operators.memories import remember
 from operators.memory_files import engine_of
 from operators.ports import PortBusy, check_port
 from operators.resources import Resources
-from operators.serving import EndpointTaken, ProbeFailed, _prove_memory, serve, take_down
+from operators.serving import EndpointTaken, ProbeFailed, _prove, _prove_memory, probe_ids, serve, take_down
 from tests.operators.small import saved
 
 pytestmark = pytest.mark.ray
@@ -68,7 +70,7 @@ def test_an_endpoint_proves_its_model_answers_openai_and_goes(served, workspace,
     take_down("tiny", model.digest)
 
 
-def test_an_endpoint_consults_the_memory_of_its_model(ray_local, tmp_path, workspace, port):
+def test_an_endpoint_consults_the_memory_or_the_datastore_of_its_model(ray_local, tmp_path, workspace, port):
     from ray import serve as ray_serve
 
     ray_local()
@@ -77,6 +79,10 @@ def test_an_endpoint_consults_the_memory_of_its_model(ray_local, tmp_path, works
     method = GRACE(radius=1e-3, steps=20)
     made = remember.body(workspace.another(), model=model, facts=Dataset(str(facts)), method=method)
     memory = replace(made, digest="m" * 64)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"text": "the dog ran over it"}))
+    store = {"data": Dataset(str(corpus)), "method": KNNLM(k=1, share=0.99), "length": 32}
+    datastore = replace(index.body(workspace.another(), model=model, **store), digest="k" * 64)
     try:
         live = serve.body(workspace, model=model, memory=memory, name="tiny", port=port)
         proof = live.about["probe"]
@@ -87,6 +93,15 @@ def test_an_endpoint_consults_the_memory_of_its_model(ray_local, tmp_path, works
         assert (listed.digest, listed.memory) == (model.digest, memory.digest)
         answer = client.completions.create(model="tiny", prompt="the dog ran", temperature=0, max_tokens=1)
         assert answer.choices[0].text.strip() == "over"
+
+        live = serve.body(workspace.another(), model=model, datastore=datastore, name="tiny", port=port)
+        proof = live.about["probe"]
+        assert proof["from_artifact"] < 1e-4 < proof["from_model_alone"]
+        (listed,) = client.models.list().data
+        assert (listed.digest, listed.datastore) == (model.digest, datastore.digest)
+        assert "memory" not in live.about
+        answer = client.completions.create(model="tiny", prompt="the dog", temperature=0, max_tokens=3)
+        assert answer.choices[0].text.strip() == "ran over it"
     finally:
         ray_serve.shutdown()
 
@@ -95,10 +110,15 @@ def test_an_endpoint_consults_the_memory_of_its_model(ray_local, tmp_path, works
     assert _prove_memory("tiny", with_it.logits, with_it, model, memory)["from_memory"] == 0.0
     with pytest.raises(ProbeFailed, match="differ from the memory's by"):
         _prove_memory("tiny", alone.logits, with_it, model, memory)
-    asked = {"name": "tiny", "port": port, "resources": Resources()}
+    asked = {"name": "tiny", "port": port, "resources": Resources(), "kinds": {"model": (Model,), "memory": (Memory,)}}
     assert list(serve.problems(**asked, model=model, memory=memory)) == []
     (said,) = serve.problems(**asked, model=replace(model, digest="o" * 64), memory=memory)
     assert "it is kept beside dddddddddddd, expected model oooooooooooo" in said
+    mixed, ids = engine_of(model, None, datastore), probe_ids(model.path)
+    with pytest.raises(ProbeFailed, match="differ from the artifact's by"):
+        _prove("tiny", lambda ids: alone.logits(ids).log_softmax(-1), mixed, model, None, ids)
+    with pytest.raises(ProbeFailed, match="are the base's too"):
+        _prove("tiny", mixed.logits, mixed, model, model, ids)
 
 
 def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspace):
@@ -115,7 +135,6 @@ def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspa
 def test_logits_of_the_probe_are_the_models(tmp_path):
     from operators.engines.native import Native
     from operators.language_models import load, load_tokenizer
-    from operators.serving import probe_ids
 
     folder = saved(tmp_path / "model").path
     ids = probe_ids(folder)
