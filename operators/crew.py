@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from operators.code import Code, bring, brought
-from operators.group import FolderNotShared
-from operators.notices import NodeLost, Notices, lost_since, nodes
+from operators.notices import FolderNotShared, NodeLost, Notices, lost_since, nodes
 from operators.resources import Resources
 
 BUNDLES = 4  # for each task: the last ones to end then wait for a quarter of one's work at most

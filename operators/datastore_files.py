@@ -21,7 +21,6 @@ from lfm.weights import Header, Weights, Writer
 from operators.artifact import Adapter, Artifact, Datastore, Delta, Model, kind_of
 from operators.belonging import noted, strange
 from operators.catalog import Catalog, method_name
-from operators.engines.native import Native
 
 STEM = "datastore"
 INDEX = "index.faiss"
@@ -124,14 +123,6 @@ def opened(datastore: Datastore) -> tuple[Retrieve, Search]:
             raise DatastoreError(_called(datastore), what, "files that were made together", REMADE)
     method.check(None, wanted["keys"].shape[1])
     return method, method.opened(_array(weights, "keys"), _array(weights, "values"), _index(datastore, told))
-
-
-def consulting(whole: Any, tokenizer: Any, datastore: Datastore | None) -> Native:
-    """What answers for a model, with what a datastore of it has; whether it is of this model `unfit` tells."""
-    if datastore is None:
-        return Native(whole, tokenizer)
-    method, search = opened(datastore)
-    return Native(whole, tokenizer, retrieve=method, search=search)
 
 
 def unfit(verb: str, datastore: Datastore, model: Model | None) -> Iterator[LfmError]:

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from operators.artifact import Datastore, Memory, Model
-from operators.memory_files import engine_of
+from operators.engines.consulting import engine_of
 from operators.openai_api import api
 
 

@@ -18,8 +18,9 @@ from operators.artifact import Adapter, Artifact, Dataset, Datastore, Delta, Mem
 from operators.base import operator
 from operators.batches import IGNORED, Document, documents, on_device, packed
 from operators.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
-from operators.datastore_files import consulting, not_beside, not_both, unfit as unfit_datastore
+from operators.datastore_files import not_beside, not_both, unfit as unfit_datastore
 from operators.edit_scores import CARRIED_FACTS, Facts
+from operators.engines.consulting import consulting
 from operators.engines.native import Native, Sampling
 from operators.facts import holds_facts, inherited, read_facts
 from operators.language_models import CALLED, architecture_of, check, load_tokenizer

@@ -19,7 +19,7 @@ from lfm.errors import LfmError
 from operators.code import Code, bring
 from operators.learner import Place
 from operators.loop import Job, train
-from operators.notices import Notices
+from operators.notices import FolderNotShared, Notices
 from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
@@ -28,20 +28,6 @@ TOLD, KEPT = "told.jsonl", "kept"
 LISTEN_S = 0.2  # how late the step hears of its workers
 
 Make = Callable[..., Job]
-
-
-class FolderNotShared(LfmError, RuntimeError):
-    """A worker on a machine that does not see the step's files."""
-
-    def __init__(self, rank: int, folder: str) -> None:
-        super().__init__(rank, folder)
-        self.rank, self.folder = rank, folder
-
-    def __str__(self) -> str:
-        return (
-            f"worker {self.rank}: cannot see {self.folder!r}, expected the store on storage that every machine mounts. "
-            "Move the store there, or keep the workers on one machine."
-        )
 
 
 def learn(

@@ -14,10 +14,7 @@ from lfm.errors import LfmError, UnknownName
 from lfm.hooks import Blocks
 from lfm.memory.base import OtherMemory, Remember, State
 from lfm.weights import Weights, parsed
-from operators.artifact import Datastore, Memory, Model
-from operators.datastore_files import consulting, not_both, unfit as unfit_datastore
-from operators.engines.native import Native
-from operators.language_models import load, load_tokenizer
+from operators.artifact import Memory, Model
 
 STEM = "memory"
 FAMILY = "memory"
@@ -98,24 +95,6 @@ def consult(whole: Any, memory: Memory, model: Model) -> RemovableHandle:
         raise problem
     method, state = read(memory)
     return method.attach(whole, Blocks(whole), state)
-
-
-def engine_of(model: Model, memory: Memory | None = None, datastore: Datastore | None = None) -> Native:
-    """What answers for a model in its stored dtype, and consults its memory or its datastore where it has one.
-
-    Raises:
-        OtherMemory: The memory was not made for this very model.
-        OtherModel: The datastore was not.
-        DatastoreError: Both are given, or the datastore cannot be read.
-    """
-    if memory is not None and datastore is not None:
-        raise not_both("model")
-    whole = load(model.path)
-    if memory is not None:
-        consult(whole, memory, model)
-    for problem in () if datastore is None else unfit_datastore("model", datastore, model):
-        raise problem
-    return consulting(whole, load_tokenizer(model.path), datastore)
 
 
 def _noted(memory: Memory) -> dict[str, Any]:

@@ -39,6 +39,20 @@ class NodeLost(LfmError, RuntimeError):
 
 
 @dataclass(slots=True)
+class FolderNotShared(LfmError, RuntimeError):
+    """A worker on a machine that does not see the step's files."""
+
+    def __init__(self, rank: int, folder: str) -> None:
+        super().__init__(rank, folder)
+        self.rank, self.folder = rank, folder
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.rank}: cannot see {self.folder!r}, expected the store on storage that every machine mounts. "
+            "Move the store there, or keep the workers on one machine."
+        )
+
+
 class Notices:
     """What Ray says of this process's node; asked at most once in `ASK_S`."""
 

@@ -23,8 +23,7 @@ from lfm.statistics import Observer, Statistic
 from operators.artifact import Adapter, Model
 from operators.batches import IGNORED, Rows, on_device
 from operators.changed_models import opened
-from operators.group import FolderNotShared
-from operators.notices import NodeLost, Preempted, lost_since, nodes
+from operators.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
 from operators.outcomes import outcomes, read
 from operators.pace import Pace
 from operators.resources import Resources

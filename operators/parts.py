@@ -14,8 +14,7 @@ import torch
 
 from lfm.errors import LfmError
 from operators.code import Code, bring, brought
-from operators.group import FolderNotShared
-from operators.notices import NodeLost, Preempted, lost_since, nodes
+from operators.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
 from operators.pace import Pace
 from operators.resources import Resources
 from operators.workspace import Workspace

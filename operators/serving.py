@@ -12,10 +12,11 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, Datastore, Deployment, Memory, Model
 from operators.base import operator
 from operators.datastore_files import not_both, unfit as unfit_datastore
+from operators.engines.consulting import engine_of
 from operators.engines.native import Native
 from operators.facts import carried, spoken
 from operators.language_models import load_tokenizer
-from operators.memory_files import engine_of, unfit
+from operators.memory_files import unfit
 from operators.ports import LAST_PORT, check_port
 from operators.resources import Resources
 from operators.workspace import Workspace

@@ -19,11 +19,11 @@ from operators.artifact import Adapter, Dataset, Datastore, Memory, Model
 from operators.batches import Document, NoLossToken, documents
 from operators.belonging import OtherModel
 from operators.datastore_files import DatastoreError, opened
+from operators.engines.consulting import engine_of
 from operators.engines.native import Sampling
 from operators.evaluation import evaluate
 from operators.indexing import Indexer, NotFiniteKey, index, windows
 from operators.language_models import load, load_tokenizer
-from operators.memory_files import engine_of
 from operators.resources import Resources
 from operators.rows import read_rows
 from operators.serving import serve
@@ -195,7 +195,7 @@ def test_another_process_reads_the_same_datastore(made):
     model, _, datastore, _ = made
     code = (
         "import json, sys; from operators.artifact import Datastore, Model; "
-        "from operators.memory_files import engine_of; "
+        "from operators.engines.consulting import engine_of; "
         "engine = engine_of(Model(sys.argv[1], sys.argv[2]), None, Datastore(sys.argv[3])); "
         "print(json.dumps(engine.logits([40, 41, 42]).tolist()))"
     )

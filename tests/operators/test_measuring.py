@@ -16,11 +16,10 @@ from operators.batches import documents
 from operators.catalog import Catalog
 from operators.changed_models import BaseNeeded
 from operators.experts import MergeError
-from operators.group import FolderNotShared
 from operators.language_models import UnsupportedModel, load, load_tokenizer
 from operators.measuring import measure
 from operators.merging import merge
-from operators.notices import Preempted
+from operators.notices import FolderNotShared, Preempted
 from operators.observing import PARTS, Pass, observed
 from operators.resources import Resources
 from operators.rows import read_rows

@@ -13,11 +13,12 @@ from lfm.errors import HyperparameterError, UnknownName
 from lfm.memory.base import OtherMemory
 from lfm.memory.grace import GRACE
 from operators.artifact import Adapter, Dataset, Memory, Model
+from operators.engines.consulting import engine_of
 from operators.engines.native import Sampling
 from operators.evaluation import evaluate
 from operators.facts import FactRow, Neighbour, carried, carry, spoken
 from operators.memories import remember
-from operators.memory_files import engine_of, name_of, read
+from operators.memory_files import name_of, read
 from tests.operators import small
 
 METHOD = GRACE(radius=1e-3, steps=20)
@@ -76,7 +77,8 @@ def test_another_process_reads_the_same_memory(made, tmp_path):
     engine = engine_of(model, memory)
     ids = spoken(FACTS[0].prompt, FACTS[0].target, engine.tokenizer)[0]
     code = (
-        "import json, sys; from operators.artifact import Memory, Model; from operators.memory_files import engine_of; "
+        "import json, sys; from operators.artifact import Memory, Model; "
+        "from operators.engines.consulting import engine_of; "
         "model, memory, digest, ids = sys.argv[1:]; "
         "engine = engine_of(Model(model, digest), Memory(memory)); "
         "print(json.dumps(engine.logits(json.loads(ids)).tolist()))"

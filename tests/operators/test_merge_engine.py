@@ -22,10 +22,9 @@ from operators import merge_plan, pace
 from operators.artifact import Delta, Model, Statistics
 from operators.crew import Tally, Threads, _Budget
 from operators.experts import MergeError
-from operators.group import FolderNotShared
 from operators.merge_plan import bundles, layers_of, pieces, stacked_config, targets
 from operators.merging import Streaming, merge, problems
-from operators.notices import Preempted
+from operators.notices import FolderNotShared, Preempted
 from operators.resources import Resources
 from tests.operators import small
 

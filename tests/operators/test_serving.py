@@ -12,9 +12,9 @@ import torch
 from lfm.memory.grace import GRACE
 from lfm.retrieval.knn_lm import KNNLM
 from operators.artifact import Dataset, Deployment, Memory, Model
+from operators.engines.consulting import engine_of
 from operators.indexing import index
 from operators.memories import remember
-from operators.memory_files import engine_of
 from operators.ports import PortBusy, check_port
 from operators.resources import Resources
 from operators.serving import EndpointTaken, ProbeFailed, _prove, _prove_memory, probe_ids, serve, take_down
