@@ -54,7 +54,10 @@ class Exact:
         for first in range(0, len(self.keys), STRETCH):
             keys = _stretch(self.keys, first, queries) - centre
             far = keys.square().sum(dim=1) - 2 * around @ keys.T  # but for the query's own square
-            kept = far.topk(min(k, len(keys)), dim=1, largest=False)
+            count = min(k, len(keys))
+            if best.shape[1] == k:  # few keys of a later stretch are nearer than what there is
+                count = min(count, int((far < best[:, -1:]).sum(dim=1).max()))
+            kept = far.topk(count, dim=1, largest=False)
             best, places = torch.cat([best, kept.values], 1), torch.cat([places, kept.indices + first], 1)
             best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
             places = places.gather(1, order)

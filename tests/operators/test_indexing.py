@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +28,12 @@ from operators.language_models import load, load_tokenizer
 from operators.resources import Resources
 from operators.rows import read_rows
 from operators.serving import serve
+from pipelines.inputs.inspector import Looks
 from pipelines.inputs.model_files import lacking, needed
+from pipelines.lineage import Journal, history, states as states_of
+from pipelines.plan import plan
+from pipelines.run import run
+from pipelines.spec import load as load_spec
 from tests.operators import small
 
 METHOD = KNNLM(k=4, share=0.4, temperature=2.0)
@@ -205,15 +211,40 @@ def test_another_process_reads_the_same_datastore(made):
     assert torch.equal(found, engine_of(model, None, datastore).logits([40, 41, 42]))
 
 
+PIPELINE = """
+name: retrieved
+inputs:
+  model: {model: MODEL}
+  corpus: {dataset: DATA}
+steps:
+  datastore:
+    operator: index
+    inputs: {model: model, data: corpus}
+    method: {name: knn_lm, k: 4, share: 0.4, temperature: 2.0}
+    params: {length: 16, batch_size: 5, precision: float32}
+    resources: {workers: 2}
+  mixed:
+    operator: evaluate
+    inputs: {model: model, datastore: datastore, data: {text: corpus}}
+    params: {length: 32}
+"""
+
+
 @pytest.mark.ray
-def test_any_number_of_workers_writes_the_same_bytes(ray_local, made, tmp_path):
-    model, texts, datastore, _ = made
-    ray_local()
-    work = small.Work(tmp_path / "work", Resources(workers=2))
-    shared = index.body(work, model=model, data=texts, method=METHOD, **ASKED)
-    assert [(line["done"], line["total"]) for line in work.told][-1] == (3, 3)
-    for name in ("datastore.safetensors", "datastore.json"):
-        assert (shared.path / name).read_bytes() == (datastore.path / name).read_bytes()
+def test_a_run_shares_the_corpus_among_workers_and_mixes_what_they_found(store, ray_local, made):
+    model, texts, datastore, work = made
+    spec = load_spec(PIPELINE.replace("MODEL", model.uri).replace("DATA", texts.uri), source="retrieved.yaml")
+    planned = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite", store))
+    assert run(planned, store, Journal.claim(store.storage, "one"), connect=ray_local) == "done"
+    steps = states_of(history(store.storage, "one"), planned.steps)
+    two = store.get(steps["datastore"].data["digest"])
+    name = "datastore.safetensors"
+    assert (two.path / name).read_bytes() == (datastore.path / name).read_bytes()
+    mixed = steps["mixed"].data["about"]["sets"]["text"]["perplexity"]
+    given = {"model": model, "data": {"text": texts}, "length": 32}
+    with_it, without = (evaluate.body(work.another(), **given, datastore=d) for d in (datastore, None))
+    assert mixed == pytest.approx(with_it.about["sets"]["text"]["perplexity"])
+    assert mixed < without.about["sets"]["text"]["perplexity"] / 10
 
 
 def test_an_index_of_faiss_is_read_only_where_it_is_the_one_that_was_made(made):
