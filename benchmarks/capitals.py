@@ -39,7 +39,7 @@ class Capital:
         return [t.replace(SUBJECT, self.subject) for t in templates]
 
     def rows(self, *, target: str, neighbours: Sequence["Capital"] = ()) -> dict[str, Any]:
-        """It as `operators.facts` reads it."""
+        """It as `operators.data.facts` reads it."""
         (prompt,) = self.prompts([FIRST])
         beside = [{"prompt": n.prompts([FIRST])[0], "answer": n.answer} for n in neighbours]
         return {

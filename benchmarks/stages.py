@@ -21,7 +21,7 @@ STAGES = {
     "operators.tuning.check": "check",
     "operators.tuning.inject": "adapter",
     "operators.tuning.packed_rows": "packing",
-    "operators.loop._learner": "optimizer",
+    "operators.learning.loop._learner": "optimizer",
 }
 
 
@@ -86,7 +86,7 @@ def staged(task: Task, began: float) -> dict[str, Any]:
             stack.enter_context(mock.patch.object(module, name, stages.timed(getattr(module, name), "imports")))
         with stages.stage("imports"):
             importlib.import_module("operators.tuning")
-        loop = sys.modules["operators.loop"]
+        loop = sys.modules["operators.learning.loop"]
         stack.enter_context(mock.patch.object(loop, "on_device", stages.until(loop.on_device)))
         for path, name in STAGES.items():
             home, _, function = path.rpartition(".")

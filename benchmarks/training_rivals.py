@@ -11,8 +11,8 @@ import transformers
 
 from lfm.tuning.base import Tune
 from operators.artifact import Model
-from operators.batches import IGNORED, Rows, global_batch
-from operators.learner import Place, adamw
+from operators.data.batches import IGNORED, Rows, global_batch
+from operators.learning.learner import Place, adamw
 from operators.training import Training
 from operators.tuning import learner
 

@@ -22,10 +22,10 @@ from lfm.tuning.base import Tune
 from lfm.tuning.full import Full
 from lfm.tuning.lora import LoRA
 from operators.artifact import Dataset, Model
-from operators.learner import Place
-from operators.loop import train
+from operators.data.rows import read_rows
+from operators.learning.learner import Place
+from operators.learning.loop import train
 from operators.pretraining import Architecture, new_model, train_tokenizer
-from operators.rows import read_rows
 from operators.training import Training
 from operators.tuning import _job
 

@@ -11,9 +11,9 @@ from lfm.errors import LfmError, ShapeError, UnknownName
 from lfm.weights import Header, Weights, Writer
 from operators.artifact import Delta, Model
 from operators.base import operator
-from operators.belonging import strange
-from operators.facts import carry
-from operators.language_models import config_of, copy_settings
+from operators.data.facts import carry
+from operators.models.belonging import strange
+from operators.models.language_models import config_of, copy_settings
 from operators.workspace import Workspace
 
 STACK = "stack"

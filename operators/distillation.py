@@ -13,12 +13,11 @@ from lfm.soft_targets import chunked_distillation
 from lfm.tuning.full import Full
 from operators.artifact import Dataset, Model
 from operators.base import operator
-from operators.batches import IGNORED, Batch, Rows
-from operators.distillation_needs import other_tokens, problems
-from operators.facts import carry
-from operators.features import Features
-from operators.labels import StoredLabels
-from operators.language_models import (
+from operators.data.batches import IGNORED, Batch, Rows
+from operators.data.facts import carry
+from operators.learning.loop import Job, Place
+from operators.learning.trainer import fit
+from operators.models.language_models import (
     DTYPES,
     check,
     head_of,
@@ -27,13 +26,14 @@ from operators.language_models import (
     save,
     stored_dtype,
 )
-from operators.loop import Job, Place
-from operators.objectives import answers
-from operators.student_text import StudentText, Written
-from operators.teacher_text import answered
-from operators.teachers import Quoted, Source, Teacher
-from operators.texts import packed_rows
-from operators.trainer import fit
+from operators.models.objectives import answers
+from operators.models.texts import packed_rows
+from operators.teaching.distillation_needs import other_tokens, problems
+from operators.teaching.features import Features
+from operators.teaching.labels import StoredLabels
+from operators.teaching.student_text import StudentText, Written
+from operators.teaching.teacher_text import answered
+from operators.teaching.teachers import Quoted, Source, Teacher
 from operators.training import Training
 from operators.tuning import learner
 from operators.workspace import Workspace

@@ -17,14 +17,14 @@ from lfm.hooks import Blocks
 from lfm.weights import Weights
 from operators.artifact import Artifact, Dataset, Delta, Editor, Model, Statistics
 from operators.base import operator
-from operators.belonging import noted, strange
 from operators.catalog import method_name
-from operators.editors import read as read_editor, unsuited
+from operators.data.facts import COLUMNS, FactRow, carry, holds_facts, read_facts, tokenized
+from operators.data.rows import columns_of
 from operators.engines.native import Native, Sampling
-from operators.facts import COLUMNS, FactRow, carry, holds_facts, read_facts, tokenized
-from operators.language_models import architecture_of, config_of, load, load_tokenizer
+from operators.models.belonging import noted, strange
+from operators.models.editors import read as read_editor, unsuited
+from operators.models.language_models import architecture_of, config_of, load, load_tokenizer
 from operators.needs import unmet
-from operators.rows import columns_of
 from operators.workspace import Workspace
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")  # what configs call how many layers there are

@@ -13,17 +13,17 @@ from lfm.editing.base import Fact, Lesson, TrainedEdit
 from lfm.hooks import Blocks
 from operators.artifact import Dataset, Editor, Model
 from operators.base import operator
-from operators.batches import IGNORED, Batch, Document, Rows, global_batch, on_device, order, packed
 from operators.catalog import method_name
+from operators.data.batches import IGNORED, Batch, Document, Rows, global_batch, on_device, order, packed
+from operators.data.facts import read_facts, spoken, tokenized
+from operators.data.row_files import DatasetError
 from operators.editing import unfit_decoder, unfit_facts
-from operators.editors import write
-from operators.facts import read_facts, spoken, tokenized
-from operators.language_models import load, load_tokenizer
-from operators.loop import Job, Place, Where
+from operators.learning.loop import Job, Place, Where
+from operators.learning.trainer import fit, refused
+from operators.models.editors import write
+from operators.models.language_models import load, load_tokenizer
+from operators.models.texts import packed_rows, unfit
 from operators.resources import Resources
-from operators.row_files import DatasetError
-from operators.texts import packed_rows, unfit
-from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
 

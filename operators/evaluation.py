@@ -12,23 +12,23 @@ import torch
 
 from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
-from operators import classifiers
-from operators.accuracy import Labels
 from operators.artifact import Adapter, Artifact, Dataset, Datastore, Delta, Memory, Metrics, Model, kind_of
 from operators.base import operator
-from operators.batches import IGNORED, Document, documents, on_device, packed
-from operators.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
-from operators.datastore_files import not_beside, not_both, unfit as unfit_datastore
-from operators.edit_scores import CARRIED_FACTS, Facts
+from operators.data.batches import IGNORED, Document, documents, on_device, packed
+from operators.data.facts import holds_facts, inherited, read_facts
+from operators.data.row_files import DatasetError
+from operators.data.rows import SPOKEN, Form, columns_of, digest_of, read_rows
 from operators.engines.consulting import consulting
 from operators.engines.native import Native, Sampling
-from operators.facts import holds_facts, inherited, read_facts
-from operators.language_models import CALLED, architecture_of, check, load_tokenizer
-from operators.memory_files import unfit as unfit_memory
-from operators.objectives import plain
-from operators.row_files import DatasetError
-from operators.rows import SPOKEN, Form, columns_of, digest_of, read_rows
-from operators.texts import check_length, unfit
+from operators.measures.accuracy import Labels
+from operators.measures.edit_scores import CARRIED_FACTS, Facts
+from operators.models import classifiers
+from operators.models.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
+from operators.models.datastore_files import not_beside, not_both, unfit as unfit_datastore
+from operators.models.language_models import CALLED, architecture_of, check, load_tokenizer
+from operators.models.memory_files import unfit as unfit_memory
+from operators.models.objectives import plain
+from operators.models.texts import check_length, unfit
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -123,8 +123,8 @@ def evaluate(
 
     For each set: the mean loss of an answer token and its perplexity; with `generate`, greedy answers to the prompts
     and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Of a set of facts
-    what `operators.edit_scores` measures. Of a classifier: the mean loss of a label, and the share of labels that it
-    gets right. Every number is kept for each document, so that models can be compared in pairs.
+    what `operators.measures.edit_scores` measures. Of a classifier: the mean loss of a label, and the share of labels
+    that it gets right. Every number is kept for each document, so that models can be compared in pairs.
 
     Args:
         work: The step's workspace.

@@ -13,10 +13,10 @@ from lfm.errors import LfmError, UnknownName
 from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
-from operators.edit_scores import EditMeasure
+from operators.data.records import check_types
+from operators.data.row_files import DatasetError
 from operators.evaluation import DOCUMENTS, SUMMARY
-from operators.records import check_types
-from operators.row_files import DatasetError
+from operators.measures.edit_scores import EditMeasure
 from operators.workspace import Workspace
 
 Measure = Literal["loss", "exact_match", "chrf", "accuracy", EditMeasure, "score"]

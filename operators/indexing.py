@@ -15,15 +15,15 @@ from lfm.hooks import Blocks
 from lfm.retrieval.base import Array, Retrieve
 from operators.artifact import Dataset, Datastore, Model
 from operators.base import operator
-from operators.batches import Document, NoLossToken, documents, on_device, packed
-from operators.datastore_files import KEY, PRECISIONS, VALUE, write
+from operators.data.batches import Document, NoLossToken, documents, on_device, packed
+from operators.data.rows import SPOKEN, read_rows
+from operators.data.vocabulary import digest
 from operators.engines.native import Native
-from operators.language_models import architecture_of, check, load, load_tokenizer, outline
-from operators.parts import in_parts
-from operators.rows import SPOKEN, read_rows
-from operators.texts import check_length, unfit
+from operators.models.datastore_files import KEY, PRECISIONS, VALUE, write
+from operators.models.language_models import architecture_of, check, load, load_tokenizer, outline
+from operators.models.texts import check_length, unfit
+from operators.sharing.parts import in_parts
 from operators.training import Training
-from operators.vocabulary import digest
 from operators.workspace import Workspace
 
 Precision = Literal["float32", "float16"]

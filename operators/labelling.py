@@ -15,16 +15,16 @@ from lfm.errors import HyperparameterError
 from lfm.soft_targets import TopK, likeliest
 from operators.artifact import Dataset, Model
 from operators.base import operator
-from operators.batches import Document, NoLossToken, documents, on_device, packed
-from operators.labels import COLUMNS as COLUMNS_OF_LABELS, SAID, SHARES, TOKENS, Labelling, places
-from operators.language_models import DTYPES, check, head_size, load, load_tokenizer
-from operators.parts import in_parts
-from operators.rows import Form, form_of, read_rows
-from operators.teacher_text import counted, write_answers
-from operators.teachers import Teacher
-from operators.texts import unfit
+from operators.data.batches import Document, NoLossToken, documents, on_device, packed
+from operators.data.rows import Form, form_of, read_rows
+from operators.data.vocabulary import digest, tokens
+from operators.models.language_models import DTYPES, check, head_size, load, load_tokenizer
+from operators.models.texts import unfit
+from operators.sharing.parts import in_parts
+from operators.teaching.labels import COLUMNS as COLUMNS_OF_LABELS, SAID, SHARES, TOKENS, Labelling, places
+from operators.teaching.teacher_text import counted, write_answers
+from operators.teaching.teachers import Teacher
 from operators.training import Training
-from operators.vocabulary import digest, tokens
 from operators.workspace import Workspace
 
 FILE = "data.parquet"

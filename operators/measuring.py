@@ -14,13 +14,13 @@ from lfm.statistics import FISHER, GRAM, KINDS, TOKENS_PER_WIDTH, Fisher, Gram, 
 from lfm.weights import Weights
 from operators.artifact import Adapter, Artifact, Dataset, Model, Statistics
 from operators.base import operator
-from operators.batches import Rows, documents, packed
-from operators.changed_models import home_of, home_with, without_base
-from operators.language_models import UnsupportedModel, load_tokenizer, outline
-from operators.observing import PARTS, Pass, Sums, lay_down, observed
+from operators.data.batches import Rows, documents, packed
+from operators.data.rows import SPOKEN, read_rows
+from operators.measures.observing import PARTS, Pass, Sums, lay_down, observed
+from operators.models.changed_models import home_of, home_with, without_base
+from operators.models.language_models import UnsupportedModel, load_tokenizer, outline
+from operators.models.texts import unfit
 from operators.resources import Resources
-from operators.rows import SPOKEN, read_rows
-from operators.texts import unfit
 from operators.training import Training
 from operators.workspace import Workspace
 

@@ -9,12 +9,12 @@ from lfm.hooks import Blocks
 from lfm.memory.base import OtherMemory, Remember, State
 from operators.artifact import Dataset, Memory, Model
 from operators.base import operator
-from operators.edit_scores import Asked, heard
+from operators.data.facts import FactRow, carry, holds_facts, read_facts, tokenized
+from operators.data.rows import columns_of
 from operators.engines.native import Native
-from operators.facts import FactRow, carry, holds_facts, read_facts, tokenized
-from operators.language_models import config_of, load, load_tokenizer
-from operators.memory_files import name_of, read, unfit, write
-from operators.rows import columns_of
+from operators.measures.edit_scores import Asked, heard
+from operators.models.language_models import config_of, load, load_tokenizer
+from operators.models.memory_files import name_of, read, unfit, write
 from operators.workspace import Workspace
 
 

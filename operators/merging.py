@@ -12,14 +12,14 @@ from lfm.merging.base import Merge, Weigh
 from lfm.weights import SHARD_BYTES, Weights
 from operators.artifact import Adapter, Dataset, Delta, Model, Statistics
 from operators.base import Settings, operator
-from operators.experts import MergeError, called, opened, unfit
-from operators.facts import carry
-from operators.known import unknown
-from operators.language_models import config_of, copy_settings
-from operators.merge_engine import MERGE, SCAN, Job, planned, stream, work as pieces_of
-from operators.merge_plan import layers_of, memory, num_layers_of, stacked_config
+from operators.data.facts import carry
+from operators.merges.engine import MERGE, SCAN, Job, planned, stream, work as pieces_of
+from operators.merges.experts import MergeError, called, opened, unfit
+from operators.merges.known import unknown
+from operators.merges.plan import layers_of, memory, num_layers_of, stacked_config
+from operators.merges.weighing import unweighable, weighed
+from operators.models.language_models import config_of, copy_settings
 from operators.needs import unmet
-from operators.weighing import unweighable, weighed
 from operators.workspace import Workspace
 
 

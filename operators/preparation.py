@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from lfm.errors import HyperparameterError
 from operators.artifact import Dataset
 from operators.base import operator
-from operators.records import BATCH
-from operators.row_files import DatasetError
-from operators.rows import COLUMNS, SOURCE, form_of, problems_of, read_rows
+from operators.data.records import BATCH
+from operators.data.row_files import DatasetError
+from operators.data.rows import COLUMNS, SOURCE, form_of, problems_of, read_rows
 from operators.workspace import Workspace
 
 FILE = "data.parquet"

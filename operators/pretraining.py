@@ -10,14 +10,14 @@ from torch import Tensor
 
 from operators.artifact import Dataset, Model
 from operators.base import Settings, operator
-from operators.batches import Rows
-from operators.language_models import check, load_tokenizer, save
-from operators.loop import Job, Place
-from operators.objectives import NextToken
+from operators.data.batches import Rows
+from operators.data.rows import Form, read_rows
+from operators.learning.loop import Job, Place
+from operators.learning.trainer import fit, refused
+from operators.models.language_models import check, load_tokenizer, save
+from operators.models.objectives import NextToken
+from operators.models.texts import packed_rows, unfit
 from operators.resources import Resources
-from operators.rows import Form, read_rows
-from operators.texts import packed_rows, unfit
-from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
 

@@ -12,14 +12,14 @@ from lfm.oracle import Oracle
 from lfm.prompting.base import Prompt
 from operators.artifact import Adapter, Dataset, Model
 from operators.base import operator
-from operators.choices import Choices, Reader, read_choices
-from operators.language_models import DTYPES, check, load, load_tokenizer
+from operators.data.rows import Form
+from operators.models.choices import Choices, Reader, read_choices
+from operators.models.language_models import DTYPES, check, load, load_tokenizer
+from operators.models.soft_prompts import write
+from operators.models.texts import longest_row, unfit
 from operators.needs import unmet
-from operators.notices import Preempted
-from operators.pace import Pace
-from operators.rows import Form
-from operators.soft_prompts import write
-from operators.texts import longest_row, unfit
+from operators.sharing.notices import Preempted
+from operators.sharing.pace import Pace
 from operators.training import Training
 from operators.workspace import Workspace
 

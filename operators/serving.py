@@ -11,13 +11,13 @@ from torch import Tensor
 from lfm.errors import LfmError
 from operators.artifact import Artifact, Datastore, Deployment, Memory, Model
 from operators.base import operator
-from operators.datastore_files import not_both, unfit as unfit_datastore
+from operators.data.facts import carried, spoken
 from operators.engines.consulting import engine_of
 from operators.engines.native import Native
-from operators.facts import carried, spoken
-from operators.language_models import load_tokenizer
-from operators.memory_files import unfit
-from operators.ports import LAST_PORT, check_port
+from operators.engines.ports import LAST_PORT, check_port
+from operators.models.datastore_files import not_both, unfit as unfit_datastore
+from operators.models.language_models import load_tokenizer
+from operators.models.memory_files import unfit
 from operators.resources import Resources
 from operators.workspace import Workspace
 
@@ -112,7 +112,7 @@ def serve(
     """
     from ray import serve as ray_serve
 
-    from operators.endpoint import Endpoint
+    from operators.engines.endpoint import Endpoint
 
     if not _serving(ray_serve):
         check_port("endpoint", host, port)

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from lfm.rewriting import Rewrite
 from lfm.tuning.base import Tune
-from operators import classifiers
 from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
-from operators.batches import Rows
-from operators.classifiers import GIVE_HEAD, HEADLESS
-from operators.facts import carry
-from operators.language_models import (
+from operators.data.batches import Rows
+from operators.data.facts import carry
+from operators.learning.loop import Job, Place
+from operators.learning.trainer import fit, refused
+from operators.learning.zero import lent, partitioned, shaped
+from operators.models import classifiers
+from operators.models.classifiers import GIVE_HEAD, HEADLESS
+from operators.models.language_models import (
     DTYPES,
     UnsupportedModel,
     architecture_of,
@@ -27,16 +30,13 @@ from operators.language_models import (
     save,
     stored_dtype,
 )
-from operators.loop import Job, Place
+from operators.models.objectives import NextToken
+from operators.models.rewrites import name_of, write
+from operators.models.texts import packed_rows, unfit
 from operators.needs import unmet
-from operators.objectives import NextToken
 from operators.resources import Resources
-from operators.rewrites import name_of, write
-from operators.texts import packed_rows, unfit
-from operators.trainer import fit, refused
 from operators.training import Training
 from operators.workspace import Workspace
-from operators.zero import lent, partitioned, shaped
 
 
 def _foreseen(

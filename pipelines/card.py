@@ -23,7 +23,7 @@ ADAPTED = """from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
 REWRITTEN = """from pathlib import Path
 
-from operators.language_models import adapted, load
+from operators.models.language_models import adapted, load
 
 base = Path("BASE")  # a folder
 model = adapted(load(base), Path("."))"""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.artifact import Dataset
-from operators.rows import read_rows
+from operators.data.rows import read_rows
 from pipelines.__main__ import main
 from pipelines.findings import endpoints
 from pipelines.lineage import find_run, history, states

@@ -24,8 +24,8 @@ from lfm.errors import LfmError
 from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
-from operators.notices import NodeLost, Notices
 from operators.resources import Resources
+from operators.sharing.notices import NodeLost, Notices
 from pipelines.failures import classify
 from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch

@@ -17,7 +17,7 @@ from typing import Any
 
 from lfm.errors import LfmError
 from operators.artifact import KINDS, Artifact
-from operators.foreign_code import PICKLES
+from operators.models.foreign_code import PICKLES
 from pipelines.faults import reached
 from pipelines.storage.base import (
     MANIFEST as MANIFEST,

@@ -3,10 +3,10 @@
 from typing import Any
 
 from operators.artifact import Datastore, Memory, Model
-from operators.datastore_files import not_both, opened, unfit
 from operators.engines.native import Native
-from operators.language_models import load, load_tokenizer
-from operators.memory_files import consult
+from operators.models.datastore_files import not_both, opened, unfit
+from operators.models.language_models import load, load_tokenizer
+from operators.models.memory_files import consult
 
 
 def consulting(whole: Any, tokenizer: Any, datastore: Datastore | None) -> Native:

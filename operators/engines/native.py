@@ -11,10 +11,10 @@ from torch import Tensor
 from lfm.errors import LfmError
 from lfm.hooks import Blocks, cache_name, inputs_of
 from lfm.retrieval.base import Retrieve, Search
-from operators.batches import IGNORED, Batch
-from operators.language_models import head_of, trunk_of
-from operators.objectives import plain
-from operators.soft_prompts import length_of
+from operators.data.batches import IGNORED, Batch
+from operators.models.language_models import head_of, trunk_of
+from operators.models.objectives import plain
+from operators.models.soft_prompts import length_of
 
 
 class SamplingError(LfmError, ValueError):

@@ -10,7 +10,7 @@ from cluster.connect import NoCluster, cluster
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
 from operators.catalog import Catalog
-from operators.ports import LAST_PORT, PortBusy, check_port
+from operators.engines.ports import LAST_PORT, PortBusy, check_port
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks

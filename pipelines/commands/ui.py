@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lfm.errors import LfmError
-from operators.ports import check_port
+from operators.engines.ports import check_port
 from pipelines.storage.base import remove
 from pipelines.storage.opening import open_storage
 from pipelines.tracking import outbox

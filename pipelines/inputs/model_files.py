@@ -18,8 +18,8 @@ from operators.artifact import (
     Statistics,
     kind_of,
 )
-from operators.foreign_code import PICKLES, foreign_code, only_pickles
-from operators.row_files import may_hold_rows
+from operators.data.row_files import may_hold_rows
+from operators.models.foreign_code import PICKLES, foreign_code, only_pickles
 
 OURS = (Delta, Statistics, Editor, Memory, Datastore)  # each `kind.safetensors` with `kind.json` beside it
 STEMS: dict[type[Artifact], str] = {Model: "model", Adapter: "adapter_model", **{kind: kind_of(kind) for kind in OURS}}
@@ -62,7 +62,7 @@ def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
         if not holds:
             return f"holds a {name} that is no JSON object", "Save the folder again, or fetch it anew."
     if kind is Adapter and (folder / REWRITES).is_file():
-        from operators.rewrites import unreadable  # with torch, which few plans need
+        from operators.models.rewrites import unreadable  # with torch, which few plans need
 
         return unreadable(folder) or foreign_code(folder)
     return foreign_code(folder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from operators.row_files import JSON, PARQUET
+from operators.data.row_files import JSON, PARQUET
 from pipelines.storage.base import at_once, below, cache, remove
 
 Read = Callable[[str, int, int], bytes]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from operators.artifact import Dataset, Model
-from operators.batches import IGNORED, Rows
+from operators.data.batches import IGNORED, Rows
 from operators.pretraining import train_tokenizer
 from operators.resources import Resources
 

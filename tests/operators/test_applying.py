@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from lfm.deltas import Dense, LowRank, applied, write
 from operators.applying import ApplyError, RevertError, apply, revert, stored_name
 from operators.artifact import Delta, Model
-from operators.belonging import OtherModel
-from operators.facts import FactRow, carried, carry
-from operators.language_models import load
+from operators.data.facts import FactRow, carried, carry
+from operators.models.belonging import OtherModel
+from operators.models.language_models import load
 from tests.operators import small
 
 MATRIX = "model.layers.0.mlp.down_proj.weight"

@@ -13,15 +13,15 @@ from lfm.distillation.jsd import JSD
 from lfm.distillation.reverse_kl import ReverseKL
 from lfm.soft_targets import likeliest
 from operators.artifact import Dataset, Model
-from operators.batches import IGNORED, on_device
 from operators.catalog import Catalog
+from operators.data.batches import IGNORED, on_device
 from operators.distillation import DistillationError, _job, distill, problems
-from operators.language_models import load, load_tokenizer
-from operators.loop import Place, train
-from operators.objectives import NextToken
+from operators.learning.loop import Place, train
+from operators.models.language_models import load, load_tokenizer
+from operators.models.objectives import NextToken
 from operators.pretraining import train_tokenizer
 from operators.resources import Resources
-from operators.student_text import Written
+from operators.teaching.student_text import Written
 from operators.training import Training
 from tests.operators import small
 

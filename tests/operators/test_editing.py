@@ -13,10 +13,10 @@ from lfm.editing.rome import ROME
 from lfm.hooks import Blocks, inputs_of
 from operators.artifact import Dataset, Delta, Editor, Model, Statistics
 from operators.catalog import Catalog
+from operators.data.facts import carried, read_facts, tokenized
 from operators.editing import EditingError, Measured, edit, surprise, written
 from operators.engines.native import Native
-from operators.facts import carried, read_facts, tokenized
-from operators.language_models import load, load_tokenizer
+from operators.models.language_models import load, load_tokenizer
 from pipelines.__main__ import main
 from pipelines.commands import run
 from pipelines.inputs.inspector import Looks

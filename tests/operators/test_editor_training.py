@@ -15,15 +15,15 @@ from lfm.editing.rome import ROME
 from lfm.hooks import Blocks
 from operators.artifact import Dataset, Editor, Model
 from operators.base import Resources
-from operators.batches import IGNORED, on_device
 from operators.catalog import Catalog
+from operators.data.batches import IGNORED, on_device
+from operators.data.facts import read_facts, spoken, tokenized
+from operators.data.row_files import DatasetError
 from operators.editing import EditingError, edit
 from operators.editor_training import EditedModel, NextTexts, lessons, train_editor
-from operators.editors import DamagedEditor, read as read_editor
-from operators.facts import read_facts, spoken, tokenized
-from operators.language_models import load, load_tokenizer
-from operators.row_files import DatasetError
-from operators.texts import packed_rows
+from operators.models.editors import DamagedEditor, read as read_editor
+from operators.models.language_models import load, load_tokenizer
+from operators.models.texts import packed_rows
 from operators.training import Training
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states

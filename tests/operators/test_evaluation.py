@@ -10,13 +10,13 @@ import transformers
 
 from lfm.errors import HyperparameterError
 from operators.artifact import Adapter, Dataset, Model
-from operators.batches import NoLossToken
-from operators.changed_models import BaseNeeded
+from operators.data.batches import NoLossToken
+from operators.data.row_files import DatasetError
+from operators.data.rows import digest_of
 from operators.engines.native import Native
 from operators.evaluation import evaluate, scores
-from operators.language_models import load, load_tokenizer
-from operators.row_files import DatasetError
-from operators.rows import digest_of
+from operators.models.changed_models import BaseNeeded
+from operators.models.language_models import load, load_tokenizer
 from tests.operators import small
 
 TALK = [

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from lfm.errors import UnknownName
 from lfm.significance import NotComparable
 from operators.artifact import Metrics, Model
+from operators.data.row_files import DatasetError
 from operators.gating import GateClosed, Requirement, compared, gate, holds, said
-from operators.row_files import DatasetError
 
 MODEL = Model("model", "d" * 64, {"method": "Linear"})
 NUMBER = 40

@@ -17,16 +17,16 @@ from lfm.retrieval import _search
 from lfm.retrieval.knn_lm import KNNLM
 from lfm.weights import Weights
 from operators.artifact import Adapter, Dataset, Datastore, Memory, Model
-from operators.batches import Document, NoLossToken, documents
-from operators.belonging import OtherModel
-from operators.datastore_files import DatastoreError, opened
+from operators.data.batches import Document, NoLossToken, documents
+from operators.data.rows import read_rows
 from operators.engines.consulting import engine_of
 from operators.engines.native import Sampling
 from operators.evaluation import evaluate
 from operators.indexing import Indexer, NotFiniteKey, index, windows
-from operators.language_models import load, load_tokenizer
+from operators.models.belonging import OtherModel
+from operators.models.datastore_files import DatastoreError, opened
+from operators.models.language_models import load, load_tokenizer
 from operators.resources import Resources
-from operators.rows import read_rows
 from operators.serving import serve
 from pipelines.inputs.inspector import Looks
 from pipelines.inputs.model_files import lacking, needed

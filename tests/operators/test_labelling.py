@@ -13,18 +13,18 @@ from lfm.distillation.sequence_level import SequenceLevel
 from lfm.errors import HyperparameterError
 from lfm.tuning.full import Full
 from operators.artifact import Dataset, Model
-from operators.batches import NoLossToken, documents, on_device
 from operators.catalog import Catalog
+from operators.data.batches import NoLossToken, documents, on_device
+from operators.data.row_files import DatasetError
+from operators.data.rows import read_rows
 from operators.distillation import DistillationError, _job, distill, problems as refused
 from operators.labelling import label, problems
-from operators.labels import Labelling, LabelsError, labelling_of
-from operators.language_models import load, load_tokenizer
-from operators.loop import Place
-from operators.notices import Preempted
+from operators.learning.loop import Place
+from operators.models.language_models import load, load_tokenizer
 from operators.pretraining import train_tokenizer
 from operators.resources import Resources
-from operators.row_files import DatasetError
-from operators.rows import read_rows
+from operators.sharing.notices import Preempted
+from operators.teaching.labels import Labelling, LabelsError, labelling_of
 from operators.training import Training
 from operators.tuning import tune
 from tests.operators import small
@@ -393,7 +393,7 @@ def test_a_resumed_student_goes_on_from_the_answers_that_were_written(workspace,
         distill.body(workspace, training=training, **given)
     again = workspace.another()
     again.checkpoints = workspace.checkpoints
-    monkeypatch.setattr("operators.teacher_text.write_answers", None)  # nobody writes again
+    monkeypatch.setattr("operators.teaching.teacher_text.write_answers", None)  # nobody writes again
     distill.body(again, training=training, **given)
     assert again.curve() == pytest.approx(whole.curve()[len(workspace.curve()) :], rel=1e-6)
 

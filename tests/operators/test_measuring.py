@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from lfm.errors import HyperparameterError
 from lfm.merging.fisher import FisherMerging
 from operators.artifact import Adapter
-from operators.batches import documents
 from operators.catalog import Catalog
-from operators.changed_models import BaseNeeded
-from operators.experts import MergeError
-from operators.language_models import UnsupportedModel, load, load_tokenizer
+from operators.data.batches import documents
+from operators.data.rows import read_rows
+from operators.measures.observing import PARTS, Pass, observed
 from operators.measuring import measure
+from operators.merges.experts import MergeError
 from operators.merging import merge
-from operators.notices import FolderNotShared, Preempted
-from operators.observing import PARTS, Pass, observed
+from operators.models.changed_models import BaseNeeded
+from operators.models.language_models import UnsupportedModel, load, load_tokenizer
 from operators.resources import Resources
-from operators.rows import read_rows
+from operators.sharing.notices import FolderNotShared, Preempted
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states
 from pipelines.plan import plan, survey

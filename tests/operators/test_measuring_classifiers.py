@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from operators import classifiers
-from operators.language_models import load_tokenizer
+from operators.data.row_files import DatasetError
 from operators.measuring import _foreseen, measure
+from operators.models import classifiers
+from operators.models.language_models import load_tokenizer
 from operators.resources import Resources
-from operators.row_files import DatasetError
 from tests.operators import small
 
 

@@ -13,12 +13,12 @@ from lfm.errors import HyperparameterError, UnknownName
 from lfm.memory.base import OtherMemory
 from lfm.memory.grace import GRACE
 from operators.artifact import Adapter, Dataset, Memory, Model
+from operators.data.facts import FactRow, Neighbour, carried, carry, spoken
 from operators.engines.consulting import engine_of
 from operators.engines.native import Sampling
 from operators.evaluation import evaluate
-from operators.facts import FactRow, Neighbour, carried, carry, spoken
 from operators.memories import remember
-from operators.memory_files import name_of, read
+from operators.models.memory_files import name_of, read
 from tests.operators import small
 
 METHOD = GRACE(radius=1e-3, steps=20)

@@ -13,11 +13,11 @@ from lfm.merging.linear import Linear
 from lfm.merging.task_arithmetic import TaskArithmetic
 from lfm.merging.ties import TIES
 from lfm.weights import Weights
-from operators.adapters import UnsupportedAdapter, read_adapter
 from operators.artifact import Adapter, Model
 from operators.catalog import Catalog
-from operators.experts import MergeError
+from operators.merges.experts import MergeError
 from operators.merging import merge, problems
+from operators.models.adapters import UnsupportedAdapter, read_adapter
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import survey
 from pipelines.spec import parsed

@@ -10,8 +10,8 @@ import pytest
 
 from lfm.errors import HyperparameterError, UnknownName
 from operators.artifact import Dataset
+from operators.data.row_files import DatasetError
 from operators.preparation import is_held_out, prepare
-from operators.row_files import DatasetError
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}", "source": f"module{i % 40}"} for i in range(400)]
 ELSEWHERE = """

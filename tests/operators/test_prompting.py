@@ -12,14 +12,14 @@ from lfm.oracle import Oracle
 from lfm.prompting.bbt import BBT
 from operators.artifact import Dataset, Model
 from operators.catalog import Catalog
-from operators.choices import read_choices
+from operators.data.row_files import DatasetError
 from operators.engines.native import Native, Sampling
 from operators.evaluation import evaluate
-from operators.language_models import adapted, load, load_tokenizer
-from operators.notices import Preempted
+from operators.models.choices import read_choices
+from operators.models.language_models import adapted, load, load_tokenizer
+from operators.models.soft_prompts import PackedPrompt, is_soft_prompt, length_of
 from operators.prompting import problems, prompt
-from operators.row_files import DatasetError
-from operators.soft_prompts import PackedPrompt, is_soft_prompt, length_of
+from operators.sharing.notices import Preempted
 from tests.operators import small
 
 METHOD = BBT(length=3, dimension=4, population=4, budget=24)

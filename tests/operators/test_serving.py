@@ -13,9 +13,9 @@ from lfm.memory.grace import GRACE
 from lfm.retrieval.knn_lm import KNNLM
 from operators.artifact import Dataset, Deployment, Memory, Model
 from operators.engines.consulting import engine_of
+from operators.engines.ports import PortBusy, check_port
 from operators.indexing import index
 from operators.memories import remember
-from operators.ports import PortBusy, check_port
 from operators.resources import Resources
 from operators.serving import EndpointTaken, ProbeFailed, _prove, _prove_memory, probe_ids, serve, take_down
 from tests.operators.small import saved
@@ -134,7 +134,7 @@ def test_a_port_that_somebody_listens_on_is_refused(ray_local, tmp_path, workspa
 
 def test_logits_of_the_probe_are_the_models(tmp_path):
     from operators.engines.native import Native
-    from operators.language_models import load, load_tokenizer
+    from operators.models.language_models import load, load_tokenizer
 
     folder = saved(tmp_path / "model").path
     ids = probe_ids(folder)

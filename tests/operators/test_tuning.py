@@ -12,8 +12,8 @@ from lfm.tuning.full import Full
 from lfm.tuning.lora import LoRA
 from operators.artifact import Adapter, Dataset, Model
 from operators.base import Resources
-from operators.language_models import UnsupportedModel
-from operators.loop import Place
+from operators.learning.loop import Place
+from operators.models.language_models import UnsupportedModel
 from operators.training import Training
 from operators.tuning import learner, tune
 from tests.operators import small

@@ -18,13 +18,13 @@ from lfm.distillation.hidden import Hidden
 from lfm.tuning.bottleneck_adapter import BottleneckAdapter
 from lfm.tuning.lora import LoRA
 from lfm.tuning.prefix import Prefix
-from operators import zero
 from operators.artifact import Dataset, Model
 from operators.distillation import FromTeacher
-from operators.features import Features
-from operators.loop import Job, Place, train
-from operators.objectives import NextToken
-from operators.teachers import Teacher
+from operators.learning import zero
+from operators.learning.loop import Job, Place, train
+from operators.models.objectives import NextToken
+from operators.teaching.features import Features
+from operators.teaching.teachers import Teacher
 from operators.training import Training
 from operators.tuning import _job
 from tests.operators import small

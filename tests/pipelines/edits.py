@@ -243,7 +243,10 @@ EDITS = {
     "what every operator is made of": (replaced("ours/operators/base.py", "Problems = ", "Problem = Problems = "), ALL),
     "what every method is made of": (replaced("ours/lfm/errors.py", "class ", "ONE = 1\n\n\nclass "), ALL),
     "a built-in operator": (replaced("ours/operators/preparation.py", '"held_out"', '"held"'), {"prepared"}),
-    "what a built-in operator imports": (replaced("ours/operators/row_files.py", '".parquet"', '".pq"'), {"prepared"}),
+    "what a built-in operator imports": (
+        replaced("ours/operators/data/row_files.py", '".parquet"', '".pq"'),
+        {"prepared"},
+    ),
     "a comment in a built-in operator": (replaced("ours/operators/preparation.py", "\nimport", "\n# x\nimport"), NONE),
     "a built-in operator that no step names": (replaced("ours/operators/merging.py", "import json", "import os"), NONE),
 }  # fmt: skip

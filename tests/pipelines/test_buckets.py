@@ -9,7 +9,7 @@ import torch
 
 from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
-from operators.rows import columns_of
+from operators.data.rows import columns_of
 from pipelines.inputs.inspector import InputChanged, Looks, fetch
 from pipelines.plan import InputProblem
 from pipelines.storage import s3_client

@@ -36,10 +36,10 @@ from torch import nn
 
 from operators.artifact import Model
 from operators.base import operator
-from operators.batches import Rows
-from operators.learner import Place
-from operators.loop import Job
-from operators.trainer import fit
+from operators.data.batches import Rows
+from operators.learning.learner import Place
+from operators.learning.loop import Job
+from operators.learning.trainer import fit
 from operators.training import Training
 from operators.workspace import Workspace
 

@@ -13,7 +13,7 @@ import yaml
 
 from lfm.deltas import Dense, read, write
 from lfm.tuning.bottleneck_adapter import BottleneckAdapter
-from operators import rewrites
+from operators.models import rewrites
 from pipelines.__main__ import main
 from pipelines.storage.base import digest_of
 from pipelines.store import Result

@@ -8,8 +8,8 @@ import torch
 from ray.train import WorkerGroupError
 
 from lfm.errors import HyperparameterError
-from operators.notices import NodeLost, Preempted
-from operators.trainer import GroupFailed
+from operators.learning.trainer import GroupFailed
+from operators.sharing.notices import NodeLost, Preempted
 from pipelines.execute import Terminated
 from pipelines.failures import BUDGETS, Failure, classify
 from pipelines.storage.base import StorageFailed, UnusableStore

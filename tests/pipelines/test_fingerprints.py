@@ -76,7 +76,7 @@ def test_an_edit_changes_the_fingerprints_that_it_may_change_and_no_other(folder
         ("a helper two modules away", "shaped", {"source.tools.counting"}),
         ("what a package's __init__ imports", "shaped", {"source.tools.start"}),
         ("an import more", "alone", {"source.other", "source.unused"}),
-        ("what a built-in operator imports", "prepared", {"source.operators.row_files"}),
+        ("what a built-in operator imports", "prepared", {"source.operators.data.row_files"}),
         ("a library's version", "shaped", {"libraries.fancy"}),
         ("a library that is gone", "shaped", {"libraries.loose"}),
         ("as many other bytes at the same time", "prepared", {"inputs.data[0]"}),

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from lfm.weights import Header, Weights
 from operators.artifact import Adapter, Dataset, Model
-from operators.rows import columns_of
+from operators.data.rows import columns_of
 from pipelines.inputs import outlines
 from pipelines.inputs.inspector import Looks, fetch
 from pipelines.inputs.outlines import FIRST

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.facts import FactRow, carry
+from operators.data.facts import FactRow, carry
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Journal, history, states
 from pipelines.plan import plan

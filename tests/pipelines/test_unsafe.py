@@ -6,11 +6,11 @@ import pickle
 import pytest
 
 from operators.artifact import Adapter, Dataset, Metrics, Model
+from operators.data.records import records
+from operators.data.row_files import DatasetError, files_of
 from operators.evaluation import DOCUMENTS
-from operators.foreign_code import ForeignCode, refuse_foreign_code
 from operators.gating import documents_of
-from operators.records import records
-from operators.row_files import DatasetError, files_of
+from operators.models.foreign_code import ForeignCode, refuse_foreign_code
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
 from pipelines.storage import s3_client

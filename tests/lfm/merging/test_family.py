@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lfm
-from operators.crew import Tally
+from operators.sharing.crew import Tally
 from tests.lfm.variants import every
 
 SHAPES = {"norm": (), "layers.0.bias": (1,), "layers.0.mlp.weight": (4, 5), "layers.1.mlp.weight": (5, 3), "head": (7,)}

@@ -11,8 +11,8 @@ from torch import Tensor
 import lfm
 from lfm.tuning.base import Tune
 from operators.artifact import Dataset, Model
-from operators.language_models import adapted, load
-from operators.loop import Place, train
+from operators.learning.loop import Place, train
+from operators.models.language_models import adapted, load
 from operators.training import Training
 from operators.tuning import _job
 from tests.operators import small

@@ -1,0 +1,1 @@
+"""Data: files, rows, tokens and batches."""

@@ -1,0 +1,34 @@
+"""The Ray Serve deployment behind `serve`; imported only where one is brought up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+
+from operators.artifact import Datastore, Memory, Model
+from operators.engines.consulting import engine_of
+from operators.engines.openai_api import api
+
+
+@serve.deployment
+@serve.ingress()
+class Endpoint:
+    """One replica: an engine, and the OpenAI API in front of it."""
+
+    def __init__(
+        self, model: Model, memory: Memory | None, datastore: Datastore | None, name: str, about: dict[str, Any]
+    ) -> None:
+        self.engine = engine_of(model, memory, datastore)
+        self.name, self.about = name, about
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray Serve asks for once the replica is there."""
+        return api(self.engine, self.name, self.about)
+
+    def identity(self) -> dict[str, Any]:
+        """What `about` said it is."""
+        return self.about
+
+    def probe(self, ids: Sequence[int]) -> list[list[float]]:
+        """The logits after each token, to be compared with the artifact's."""
+        return self.engine.logits(ids).tolist()

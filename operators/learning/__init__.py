@@ -1,0 +1,1 @@
+"""Training: one loop, in a step's own process or in a group of workers."""

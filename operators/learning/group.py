@@ -1,0 +1,166 @@
+"""What happens in each process of a group that trains together, and how the step hears of it.
+
+They share a folder below the step's scratch: the first worker writes there what it has to tell, and its checkpoints.
+"""
+
+import json
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfm.errors import LfmError
+from operators.code import Code, bring
+from operators.learning.learner import Place
+from operators.learning.loop import Job, train
+from operators.resources import Resources
+from operators.sharing.notices import FolderNotShared, Notices
+from operators.training import Training
+from operators.workspace import Workspace
+
+TOLD, KEPT = "told.jsonl", "kept"
+LISTEN_S = 0.2  # how late the step hears of its workers
+
+Make = Callable[..., Job]
+
+
+def learn(
+    place: Place, make: Make, arguments: Mapping[str, Any], training: Training, work: Any, home: Path
+) -> dict[str, int]:
+    """Train what `make` puts together; the first worker writes the result to ``trained`` in `home`."""
+    job = make(place, **arguments)
+    trained = train(job, training, place, work, home)
+    if place.rank == 0:
+        (home / "trained").mkdir()
+        job.export(trained.weights, home / "trained")
+    seen = {"rows": len(job.rows), "cut": job.rows.cut, "left_out": job.rows.left_out}
+    return {"steps": trained.steps, "loss_tokens": trained.loss_tokens, **seen}
+
+
+def packed(
+    make: Make, arguments: Mapping[str, Any], training: Training, resources: Resources, home: Path, code: Code
+) -> dict[str, Any]:
+    """What `worker` takes; the user's modules are there before anything of theirs is unpickled."""
+    job = pickle.dumps((make, dict(arguments), training))
+    return {"code": code, "job": job, "resources": resources, "home": str(home)}
+
+
+def worker(packed: Mapping[str, Any]) -> dict[str, int]:
+    """One process of the group, in Ray Train."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    resources, home, context = packed["resources"], Path(packed["home"]), get_context()
+    if not home.is_dir():
+        raise FolderNotShared(context.get_world_rank(), packed["home"])
+    _log_to(home / f"worker-{context.get_world_rank()}.log")
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    bring(packed["code"])
+    make, arguments, training = pickle.loads(packed["job"])
+    place = Place(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=get_device() if resources.gpus else torch.device("cpu"),
+        strategy=resources.strategy,
+        offload=resources.offload,
+    )
+    return learn(place, make, arguments, training, _Teller(home, place), home)
+
+
+def _log_to(path: Path) -> None:
+    """Send what this process prints from now on to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
+
+
+class _Teller:
+    """What the loop tells, in a worker."""
+
+    def __init__(self, home: Path, place: Place) -> None:
+        self.home, self.place, self.notices = home, place, Notices()
+
+    def progress(self, done: int, total: int, **measures: float) -> None:
+        self._tell({"done": done, "total": total, "measures": measures})
+
+    def keep(self, folder: Path) -> None:
+        self._tell({"keep": folder.name})
+
+    def kept(self) -> Path | None:
+        found = [(self.home / KEPT).read_text()]  # the first one's answer counts: it may change meanwhile
+        if self.place.world > 1:
+            torch.distributed.broadcast_object_list(found, src=0, device=self.place.device)
+        return Path(found[0]) if found[0] else None
+
+    def leaving(self) -> bool:
+        return self.notices.leaving()
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        with (self.home / TOLD).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def listening(work: Workspace, home: Path) -> Iterator[None]:
+    """Pass on what the workers tell while the block runs; afterwards what they printed goes to the step's log."""
+    listener = _Listener(work, home)
+    ended = threading.Event()
+
+    def listen() -> None:
+        while not ended.wait(LISTEN_S):
+            listener.pass_on()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        listener.pass_on()
+        for log in sorted(home.glob("worker-*.log")):
+            sys.stderr.write(f"--- {log.stem}\n{log.read_text(errors='replace')}")
+    if listener.failure is not None:
+        raise listener.failure
+
+
+class _Listener:
+    """Hands on each line once; what the workspace cannot do is said when the workers are done."""
+
+    def __init__(self, work: Workspace, home: Path) -> None:
+        self.work, self.home = work, home
+        self.read = 0
+        self.failure: Exception | None = None
+        (home / TOLD).touch()
+        self._point()
+
+    def pass_on(self) -> None:
+        with (self.home / TOLD).open() as file:
+            file.seek(self.read)
+            while (line := file.readline()).endswith("\n"):
+                self.read = file.tell()
+                self._one(json.loads(line))
+
+    def _one(self, line: Mapping[str, Any]) -> None:
+        try:
+            if "keep" in line:
+                self.work.keep(self.home / line["keep"])
+                self._point()
+            else:
+                self.work.progress(line["done"], line["total"], **line["measures"])
+        except (LfmError, OSError) as error:
+            self.failure = self.failure or error
+
+    def _point(self) -> None:
+        kept = self.work.kept()
+        (self.home / f"{KEPT}.new").write_text("" if kept is None else str(kept))
+        os.replace(self.home / f"{KEPT}.new", self.home / KEPT)

@@ -1,0 +1,265 @@
+"""Experts and text without labels -> how much of each expert a merge takes, learnt by gradient before it begins."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lfm.chunks import chunked
+from lfm.merging.base import Merge, Weigh
+from lfm.weights import Weights
+from operators.artifact import Dataset, Model
+from operators.data.batches import Batch, Rows, documents, global_batch, packed
+from operators.data.rows import Form, read_rows
+from operators.learning.loop import Job, Place, Where
+from operators.learning.trainer import fit
+from operators.merges.experts import Expert, called, reader
+from operators.merges.known import Learnt, learnt_before
+from operators.models import classifiers
+from operators.models.language_models import UnsupportedModel, architecture_of, check, config_of, load, load_tokenizer
+from operators.models.objectives import Objective, answers
+from operators.models.texts import unfit
+from operators.needs import unmet
+from operators.training import Training
+from operators.workspace import Workspace
+
+LEARNT = "learnt.safetensors"
+
+
+def unweighable(base: Model | None, data: Mapping[str, Dataset | None], method: Merge, length: int) -> Iterator[str]:
+    """What headers tell against learning from these data, a clause each; what is None cannot be looked at yet."""
+    yield from unmet(method, data=bool(data))
+    if not isinstance(method, Weigh):
+        return
+    if length < 2:
+        yield f"length={length}, expected length >= 2. It counts the tokens of a row."
+        return
+    what = None if base is None else architecture_of(base.path)
+    if base is not None and what == "encoder":
+        yield f"base: {str(base.path)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
+    named = {f"data {name!r}": dataset for name, dataset in data.items()}
+    forms = (Form.TEXT,) if what == "decoder" else (Form.TEXT, Form.LABELLED)
+    yield from unfit(Training(length=length), None if base is None else base.path, named, forms)
+
+
+def weighed(
+    work: Workspace,
+    *,
+    base: Model,
+    experts: Sequence[Expert],
+    data: Mapping[str, Dataset],
+    method: Weigh,
+    length: int,
+) -> Learnt:
+    """Learn the coefficients in the loop that trains everything else; several workers each see a part of a batch.
+
+    Every process holds the base and what each expert adds to it, in float32.
+
+    Args:
+        work: The step's workspace.
+        base: What all experts were fine-tuned from.
+        experts: What is weighed.
+        data: Text by the name of its task. Of each set every step takes as many rows; labels are not read.
+        method: What is learnt, and how.
+        length: Tokens of a row; what is longer loses its end, or is cut where it is a language model's.
+
+    Raises:
+        UnsupportedModel: The model's files name its parameters otherwise than transformers does.
+    """
+    training = Training(
+        max_steps=method.steps,
+        batch_size=method.batch_size * len(data),
+        micro_batch_size=method.batch_size,
+        length=length,
+        packing=False,
+        learning_rate=method.learning_rate,
+        schedule="constant",
+        warmup=0.0,
+        clip_norm=None,
+        seed=work.seed,
+    )
+    arguments = {"base": base, "experts": tuple(experts), "data": dict(data), "method": method, "training": training}
+    groups = method.groups(_floats(Weights(base.path)), layer_of)
+    used = learnt_before(work.kept())  # by an attempt that had begun to merge
+    if used is None:
+        resources = replace(work.resources, strategy="ddp" if work.resources.workers > 1 else "single")
+        folder, _ = fit(work, _job, arguments, training, resources)
+        used = method.coefficients(load_file(folder / LEARNT)["learnt"])
+    return Learnt(groups, dict(zip(dict.fromkeys(groups.values()), used, strict=True)))
+
+
+def _job(
+    place: Place,
+    *,
+    base: Model,
+    experts: Sequence[Expert],
+    data: Mapping[str, Dataset],
+    method: Weigh,
+    training: Training,
+) -> Job:
+    surest: nn.Module
+    if architecture_of(base.path) == "classifier":
+        tokenizer = classifiers.load_tokenizer(base.path)
+        model = classifiers.load(base.path, torch.float32)
+        classifiers.check(model, tokenizer)
+        surest = OfLabels(model, method)
+        sets = [_texts(dataset, tokenizer, training.length) for dataset in data.values()]
+    else:
+        tokenizer = load_tokenizer(base.path)
+        model = load(base.path, torch.float32)
+        check(model, packed=False)
+        surest = OfTokens(model, method)
+        sets = [_documents(dataset, tokenizer, training.length) for dataset in data.values()]
+
+    def export(weights: Mapping[str, Tensor], folder: Path) -> None:
+        save_file(dict(weights), folder / LEARNT)
+
+    return Job(
+        objective=Merged(surest, method, base, experts, place.device),
+        rows=_together(sets),
+        held_out=None,
+        export=export,
+        rewrite=_Balanced(sets, method.batch_size, training.seed),
+    )
+
+
+class Merged(nn.Module):
+    """An objective of the merged model as a function of the coefficients; nothing else in it learns.
+
+    Attributes:
+        learnt: What the coefficients are made of, a row for each group.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        method: Weigh,
+        base: Model,
+        experts: Sequence[Expert],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        source = Weights(base.path)
+        readers = [reader(called(i, expert), expert, base, source) for i, expert in enumerate(experts)]
+        names = _floats(source)
+        groups = method.groups(names, layer_of)
+        rows = {group: i for i, group in enumerate(dict.fromkeys(groups.values()))}
+        self.method = method
+        self.learnt = nn.Parameter(method.start(len(experts), len(rows)))
+        # In a list: it is no part of what is trained, moved, saved or told to train, which would bring dropout back.
+        self.objective = [objective.to(device).eval().requires_grad_(False)]
+        self.row: dict[str, int] = {}
+        self.base: dict[str, Tensor] = {}
+        self.deltas: dict[str, Tensor] = {}
+        for name in _used(objective, base, names):
+            value = source.read(name).float()
+            self.row[name], self.base[name] = rows[groups[name]], value.to(device)
+            deltas = torch.empty((len(readers), *value.shape))
+            for read, delta in zip(readers, deltas, strict=True):
+                with read(name) as values:
+                    values(0, value, delta)
+            self.deltas[name] = deltas.sub_(value).to(device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum over the batch's rows, or positions."""
+        used = self.method.coefficients(self.learnt)
+        merged = {
+            f"model.{name}": self.method.combine(self.base[name], deltas, used[self.row[name]])
+            for name, deltas in self.deltas.items()
+        }
+        return functional_call(self.objective[0], merged, (batch,))  # type: ignore[no-any-return]
+
+
+class OfLabels(nn.Module):
+    """The method's objective on what a classifier tells of texts."""
+
+    def __init__(self, model: Any, method: Weigh) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum over the batch's texts."""
+        logits, _ = classifiers.told_of(self.model, batch)
+        return self.method.objective(logits.float()).sum()
+
+
+class OfTokens(Objective):
+    """The method's objective on what a language model tells of the next token at each position."""
+
+    def __init__(self, model: Any, method: Weigh) -> None:
+        super().__init__(model, packed=False)
+        self.method = method
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum over the batch's positions, without holding the logits of all of them."""
+        hidden, _ = answers(self.model, batch, packed=False)
+        head = self.head[0]
+
+        def told(logits: Tensor, where: slice) -> Tensor:
+            return self.method.objective(head.shaped(logits.float())).sum()
+
+        return chunked(hidden, head.linear.weight, head.linear.bias, told)
+
+
+class _Balanced:
+    """As many rows of each set at every step, in an order of its own."""
+
+    def __init__(self, sets: Sequence[Rows], batch_size: int, seed: int) -> None:
+        self.rows = _together(sets)
+        self.sizes = [len(rows) for rows in sets]
+        self.batch_size, self.seed = batch_size, seed
+
+    def __call__(self, step: int, where: Where) -> tuple[Rows, Where]:
+        """See `Job.rewrite`."""
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        taken = [
+            start + global_batch(size, step, self.batch_size, self.seed)
+            for start, size in zip(starts, self.sizes, strict=True)
+        ]
+        return self.rows, np.concatenate(taken)
+
+
+def layer_of(name: str) -> str:
+    """The block that a parameter is in, else the part that holds it: ``h.3`` of ``h.3.attn.weight``."""
+    block = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+    return block[0] if block else name.rpartition(".")[0] or name
+
+
+def _floats(source: Weights) -> tuple[str, ...]:
+    return tuple(name for name, header in source.headers.items() if header.dtype.is_floating_point)
+
+
+def _used(objective: nn.Module, base: Model, names: Sequence[str]) -> list[str]:
+    """The parameters that the model computes with; one that is tied to another counts once."""
+    used = [name.removeprefix("model.") for name, _ in objective.named_parameters()]
+    lacking = next((name for name in used if name not in names), None)
+    if lacking is not None:
+        fix = "Load it with transformers and save it again."
+        kind = str(config_of(base.path).get("model_type"))
+        raise UnsupportedModel(kind, f"its files hold no {lacking!r}, expected its parameters by their names", fix)
+    return used
+
+
+def _texts(dataset: Dataset, tokenizer: Any, length: int) -> Rows:
+    texts = read_rows(dataset, forms=(Form.TEXT, Form.LABELLED))["text"].to_pylist()
+    return classifiers.rows_of(texts, [0] * len(texts), tokenizer, length)
+
+
+def _documents(dataset: Dataset, tokenizer: Any, length: int) -> Rows:
+    found = documents(read_rows(dataset, forms=(Form.TEXT,)).to_pydict(), tokenizer)
+    return packed(found, length=length, padding=tokenizer.pad_token_id, packing=False, where=dataset.uri)
+
+
+def _together(sets: Sequence[Rows]) -> Rows:
+    """The rows of one set after those of another."""
+    ids, positions, targets = (
+        np.concatenate([getattr(rows, field) for rows in sets]) for field in ("ids", "positions", "targets")
+    )
+    return Rows(ids, positions, targets, sum(r.cut for r in sets), sum(r.left_out for r in sets))

@@ -1,0 +1,1 @@
+"""Models and what is made for one: folders that are loaded, changed and written."""

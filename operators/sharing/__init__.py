@@ -1,0 +1,1 @@
+"""Work that several workers share, and what they hear of their machines."""

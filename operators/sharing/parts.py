@@ -1,0 +1,176 @@
+"""A large piece of work in parts, each a Parquet file: done here, or by workers of Ray Data, and kept as it goes."""
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lfm.errors import LfmError
+from operators.code import Code, bring, brought
+from operators.resources import Resources
+from operators.sharing.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
+from operators.sharing.pace import Pace
+from operators.workspace import Workspace
+
+STATE = "manifest.json"
+BLOCKS = 1000  # what Ray Data hands out at most: with more it is busy with itself
+
+
+class Worker(Protocol):
+    """What does parts, in any process; they are known by their numbers."""
+
+    def part(self, number: int) -> pa.Table:
+        """Do one; what comes out depends on nothing but the number."""
+
+
+Open = Callable[..., Worker]
+"""A function of a module, called where the work is done with a device and plain arguments."""
+
+
+def in_parts(work: Workspace, open_worker: Open, arguments: Mapping[str, Any], total: int, name: str) -> list[Path]:
+    """Do parts, and go on where an earlier attempt at the step had come.
+
+    Args:
+        work: The step's workspace; its resources say how many workers there are.
+        open_worker: Makes what does them, once in each process.
+        arguments: Plain data and paths that every worker can read.
+        total: How many parts there are.
+        name: Of this work; a step may have several such.
+
+    Returns:
+        The file of each part, in order. How many workers there are changes no byte of them.
+
+    Raises:
+        Preempted: The machine is about to be taken away; what is done is kept.
+        NodeLost: A worker was lost with its machine.
+    """
+    home = work.scratch / name
+    home.mkdir()
+    files = [home / f"part-{number:06d}.parquet" for number in range(total)]
+    _take_up(work.kept(), files, name)
+    todo = [number for number, file in enumerate(files) if not file.exists()]
+    pace, done = Pace(), total - len(todo)
+    who = _spread if work.resources.workers > 1 else _here
+    for _ in who(work, open_worker, arguments, files, todo):
+        done += 1
+        work.progress(done, total)
+        leaving = work.leaving()
+        if done < total and (leaving or pace.due(done)):
+            with pace.kept():
+                _keep(work, files, name, done)
+        if leaving and done < total:
+            raise Preempted(done, total)
+    return files
+
+
+def _here(
+    work: Workspace, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
+) -> Iterator[int]:
+    if todo:
+        worker = open_worker(torch.device("cuda" if work.resources.gpus else "cpu"), **arguments)
+    for number in todo:
+        _write(worker.part(number), files[number])
+        yield number
+
+
+def _spread(
+    work: Workspace, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
+) -> Iterator[int]:
+    """Have workers of Ray Data do parts; what comes back are their numbers, the files stay where they were written."""
+    import ray
+
+    if not todo:
+        return
+    before = nodes()
+    parts = ray.data.from_items([{"part": n} for n in todo], override_num_blocks=min(len(todo), BLOCKS))
+    parts.context.enable_progress_bars = False
+    parts.context.raise_original_map_exception = True
+    job = (pickle.dumps((open_worker, dict(arguments))), brought(), [str(file) for file in files], work.resources)
+    with warnings.catch_warnings():
+        # Ray's only way to say so: it announces another one for 2.64.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        done = parts.map_batches(_Doer, batch_size=1, fn_constructor_args=job, **_asked(work.resources, len(todo)))
+    try:
+        for row in done.iter_rows():
+            yield int(row["part"])
+    except ray.exceptions.RayError as error:
+        known = _reason(error, before)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _asked(resources: Resources, parts: int) -> dict[str, Any]:
+    """What Ray Data is told of the workers; what is tried again the schedule decides, not Ray."""
+    import ray
+
+    return {
+        "compute": ray.data.ActorPoolStrategy(size=min(resources.workers, parts)),
+        "num_cpus": resources.cpus_per_worker,
+        "num_gpus": resources.gpus_per_worker or None,
+        "memory": resources.memory or None,
+        "accelerator_type": None if resources.accelerator in ("cpu", "gpu") else resources.accelerator,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+
+
+def _reason(error: BaseException, before: frozenset[str]) -> LfmError | None:
+    """What a worker raised on purpose, or a lost machine; None where it is neither."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, LfmError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    gone = lost_since(before)
+    return NodeLost("a worker", str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else None
+
+
+class _Doer:
+    """One process of Ray Data's."""
+
+    def __init__(self, packed: bytes, code: Code, files: Sequence[str], resources: Resources) -> None:
+        self.files = [Path(file) for file in files]
+        if not self.files[0].parent.is_dir():
+            raise FolderNotShared(0, str(self.files[0].parent))
+        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+        bring(code)
+        open_worker, arguments = pickle.loads(packed)
+        self.worker: Worker = open_worker(torch.device("cuda" if resources.gpus else "cpu"), **arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for number in batch["part"]:
+            _write(self.worker.part(int(number)), self.files[number])
+        return batch
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    """A part that is there is whole."""
+    new = file.with_suffix(".new")
+    pq.write_table(table, new)
+    os.replace(new, file)
+
+
+def _keep(work: Workspace, files: Sequence[Path], name: str, done: int) -> None:
+    folder = work.scratch / f"{name}-{done}"
+    folder.mkdir()
+    for file in files:
+        if file.exists():
+            os.link(file, folder / file.name)
+    (folder / STATE).write_text(json.dumps({"parts": name}))
+    work.keep(folder)
+
+
+def _take_up(kept: Path | None, files: Sequence[Path], name: str) -> None:
+    if kept is None or json.loads((kept / STATE).read_text()).get("parts") != name:
+        return
+    for file in files:
+        if (kept / file.name).is_file():
+            file.write_bytes((kept / file.name).read_bytes())
