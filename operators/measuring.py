@@ -14,12 +14,13 @@ from lfm.statistics import FISHER, GRAM, KINDS, TOKENS_PER_WIDTH, Fisher, Gram, 
 from lfm.weights import Weights
 from operators.artifact import Adapter, Artifact, Dataset, Model, Statistics
 from operators.base import operator
-from operators.data.batches import Rows, documents, packed
-from operators.data.rows import SPOKEN, read_rows
+from operators.data.batches import Rows
+from operators.data.rows import Form, read_rows
 from operators.measures.observing import PARTS, Pass, Sums, lay_down, observed
+from operators.models import classifiers
 from operators.models.changed_models import home_of, home_with, without_base
-from operators.models.language_models import UnsupportedModel, load_tokenizer, outline
-from operators.models.texts import unfit
+from operators.models.language_models import UnsupportedModel, architecture_of, load_tokenizer, outline
+from operators.models.texts import packed_rows, unfit
 from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
@@ -51,7 +52,7 @@ def _foreseen(
         yield f"workers={resources.workers}, expected at most {PARTS}: there are so many parts of the rows. Lower it."
     yield from map(str, _out_of_range(statistics, layers, max_rows, length, batch_size, seed))
     folder = home_of(model, base)
-    yield from unfit(Training(length=max(2, length)), folder, {"data": data}, SPOKEN)
+    yield from unfit(Training(length=max(2, length)), folder, {"data": data}, _forms(folder, labels))
     if folder is not None and (folder / "config.json").is_file():
         yield from _beyond(folder, chosen(statistics, labels, modules, layers, seed))
 
@@ -80,13 +81,17 @@ def _out_of_range(
 
 def _beyond(folder: Path, statistics: Sequence[Statistic]) -> Iterator[str]:
     """What the model's config tells of it that a kind cannot measure, a clause each."""
+    what = architecture_of(folder)
+    if what == "encoder":
+        yield f"model: {str(folder)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
+        return
     for statistic in statistics:
         if isinstance(statistic, Gram):
             try:
                 statistic.watched(outline(folder))
             except LfmError as problem:
                 yield f"statistics: {problem}"
-        elif isinstance(statistic, Fisher) and statistic.labels == "exact":
+        elif isinstance(statistic, Fisher) and statistic.labels == "exact" and what == "decoder":
             fix = "Draw them: labels: sampled."
             yield f"labels='exact' of a model that tells tokens, expected 'sampled' or 'data' for one. {fix}"
 
@@ -127,7 +132,8 @@ def measure(
         work: The step's workspace. With several workers tasks of Ray Data share the rows, to the same bytes.
         model: What is measured; an adapter stands for the whole model that it makes of its base.
         base: What `model` was trained on, where it is an adapter.
-        data: What it reads, one document or a piece of one in each row.
+        data: What it reads, one document or a piece of one in each row; of a classifier the first piece, and texts
+            need no labels unless `labels` is ``data``.
         statistics: ``fisher``, the diagonal of the Fisher information, which goes row by row, and ``gram``, the
             second moment of what goes into matrices. Padding counts in neither, nor what comes after the last answer.
         labels: Whose labels the Fisher information is of: the model's own, ``sampled`` once or ``exact`` over all
@@ -142,12 +148,13 @@ def measure(
     Raises:
         HyperparameterError: A parameter is out of range.
         NoBlocks: The model has no layers with an MLP, or not those of `layers`.
+        UnknownName: A label is none of the classifier's.
         NoLossToken: There is no token to tell in the data.
     """
     for problem in _out_of_range(statistics, layers, max_rows, length, batch_size, seed):
         raise problem
     folder = home_with("measure", model, base)
-    rows = _rows(data, folder, length, max_rows)
+    rows = _rows(data, folder, length, labels, max_rows)
     home = work.scratch / "pass"
     home.mkdir()
     job = Pass(
@@ -171,10 +178,23 @@ def measure(
     return work.save(Statistics, made, about)
 
 
-def _rows(data: Dataset, folder: Path, length: int, max_rows: int | None) -> Rows:
-    tokenizer = load_tokenizer(folder)
-    found = documents(read_rows(data, forms=SPOKEN).to_pydict(), tokenizer)
-    whole = packed(found, length=length, padding=tokenizer.pad_token_id, packing=False, where=data.uri)
+def _forms(folder: Path | None, labels: Labels) -> tuple[Form, ...] | None:
+    """What rows may be: a classifier needs no labels but where these are the data's."""
+    if folder is None or architecture_of(folder) == "decoder":
+        return None
+    return (Form.LABELLED,) if labels == "data" else (Form.LABELLED, Form.TEXT)
+
+
+def _rows(data: Dataset, folder: Path, length: int, labels: Labels, max_rows: int | None) -> Rows:
+    forms = _forms(folder, labels)
+    if forms is None:
+        whole = packed_rows(data, load_tokenizer(folder), Training(length=length, packing=False))
+    else:
+        columns = read_rows(data, forms=forms).to_pydict()
+        texts = columns["text"][:max_rows]
+        given = columns["label"][:max_rows] if "label" in columns else []
+        numbers = classifiers.numbered(given, classifiers.labels_of(folder), data.uri) or [0] * len(texts)
+        whole = classifiers.rows_of(texts, numbers, classifiers.load_tokenizer(folder), length)
     return Rows(whole.ids[:max_rows], whole.positions[:max_rows], whole.targets[:max_rows])
 
 

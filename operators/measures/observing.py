@@ -6,6 +6,7 @@ How many parts there are does not depend on who observes them, so that any numbe
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from lfm.errors import LfmError
 from lfm.statistics import Observer, Statistic
 from operators.artifact import Adapter, Model
 from operators.data.batches import IGNORED, Rows, on_device
-from operators.measures.outcomes import outcomes, read
+from operators.measures.outcomes import ASKED, read
 from operators.models.changed_models import opened
+from operators.models.language_models import architecture_of
 from operators.resources import Resources
 from operators.sharing.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
 from operators.sharing.pace import Pace
@@ -118,11 +120,12 @@ def observed(work: Workspace, job: Pass) -> Sums:
 def sums(job: Pass, parts: Iterable[int]) -> Generator[tuple[int, Sums], None, None]:
     """Observe parts one after the other."""
     device = torch.device(job.device)
-    whole, _ = opened("measure", job.model, job.base)
+    whole, home = opened("measure", job.model, job.base)
     model = (whole if isinstance(job.model, Model) else whole.merge_and_unload()).to(device).eval()
     model.requires_grad_(True)  # what PEFT adds freezes the rest
     ids, targets = (np.load(job.home / name, mmap_mode="r") for name in (IDS, TARGETS))
     rows = Rows(ids, np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape), targets)
+    ask = ASKED[architecture_of(home)]
     observer = Observer(model, job.statistics)
     size = 1 if observer.row_by_row else job.batch_size
     for part in parts:
@@ -130,7 +133,7 @@ def sums(job: Pass, parts: Iterable[int]) -> Generator[tuple[int, Sums], None, N
         numbers = _cut(job)[part]
         for start in range(0, len(numbers), size):
             batch = on_device(rows, numbers[start : start + size], device)
-            found = observer(batch.where.tolist(), read(batch), partial(outcomes, model, batch))
+            found = observer(batch.where.tolist(), read(batch), partial(ask, model, batch))
             for name, value in found.items():
                 total[name] = total[name].add_(value) if name in total else value.clone()
         yield part, {name: value.cpu().contiguous() for name, value in total.items()}
@@ -168,7 +171,8 @@ def _told(resources: Resources, job: Pass, first: int) -> Generator[int, None, N
     context.target_max_block_size = 1  # each answer is a block of its own, and is there as soon as it is given
     slots = min(resources.workers, job.parts - first)
     before = nodes()
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # nothing else says max_retries yet
         answers = ray.data.from_items([{"slot": slot} for slot in range(slots)], override_num_blocks=slots).map_batches(
             _task,
             fn_kwargs={"job": job, "slots": slots, "first": first, "threads": max(1, int(resources.cpus_per_worker))},

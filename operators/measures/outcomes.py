@@ -1,14 +1,16 @@
 """Rows -> what a model says of them: the one thing in which models differ when they are measured."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfm.statistics import Outcomes
 from operators.data.batches import IGNORED, Batch
-from operators.models.language_models import Head, head_of
+from operators.models.classifiers import told_of
+from operators.models.language_models import Architecture, Head, head_of
 from operators.models.objectives import answers, cross_entropy
 
 
@@ -35,10 +37,40 @@ class NextTokens:
         return -cross_entropy(self.head, self.hidden, labels)
 
 
-def outcomes(model: Any, batch: Batch) -> Outcomes:
-    """Have a model read a batch whose rows are one document each."""
+@dataclass(frozen=True, slots=True)
+class RowLabels:
+    """What a classifier says of its rows.
+
+    Attributes:
+        told: Its logits.
+        labels: Those that the data have.
+    """
+
+    told: Float[Tensor, "places classes"]
+    labels: Int[Tensor, "places"]
+
+    def logits(self, where: slice) -> Float[Tensor, "places classes"]:
+        """See `Outcomes`."""
+        return self.told[where].float()
+
+    def log_likelihood(self, labels: Int[Tensor, "places"]) -> Float[Tensor, ""]:
+        """See `Outcomes`."""
+        return -nn.functional.cross_entropy(self.told.float(), labels, reduction="sum")
+
+
+def next_tokens(model: Any, batch: Batch) -> Outcomes:
+    """Have a causal language model read a batch whose rows are one document each."""
     hidden, labels = answers(model, batch, packed=False)
     return NextTokens(head_of(model), hidden, labels)
+
+
+def row_labels(model: Any, batch: Batch) -> Outcomes:
+    """Have a classifier read a batch whose rows are one text each."""
+    return RowLabels(*told_of(model, batch))
+
+
+ASKED: Mapping[Architecture, Callable[[Any, Batch], Outcomes]] = {"decoder": next_tokens, "classifier": row_labels}
+"""How each kind of model that tells something is asked."""
 
 
 def read(batch: Batch) -> Bool[Tensor, "rows length"]:

@@ -24,6 +24,11 @@ CALLED: Mapping[Architecture, str] = {
     "encoder": "an encoder",
     "classifier": "a classifier",
 }
+LOADED_AS: Mapping[Architecture, str] = {
+    "decoder": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+    "classifier": "AutoModelForSequenceClassification",
+}
 
 
 class UnsupportedModel(LfmError, ValueError):
@@ -59,13 +64,13 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def outline(folder: Path) -> Any:
-    """The causal language model that a folder's config describes, without memory for its weights."""
+    """The model that a folder's config describes, without memory for its weights."""
     import transformers
 
     refuse_foreign_code(folder)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return getattr(transformers, LOADED_AS[architecture_of(folder)]).from_config(config)
 
 
 def load_tokenizer(folder: Path) -> Any:
