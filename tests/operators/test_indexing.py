@@ -162,6 +162,23 @@ def test_an_evaluation_mixes_what_followed_in_similar_places(made, tmp_path):
     )
 
 
+def test_facts_are_asked_of_the_mixture_and_compared_with_the_model_alone(made, tmp_path):
+    model, _, _, work = made
+    facts = tmp_path / "facts.jsonl"
+    neighbour = {"prompt": "it ran", "answer": "while"}
+    row = {"subject": "dog", "prompt": "the dog ran", "target": "over", "true": "to", "neighbours": [neighbour]}
+    facts.write_text(json.dumps(row))
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "the dog ran over"}))
+    corpus = Dataset(str(tmp_path / "corpus.jsonl"))
+    datastore = index.body(work.another(), model=model, data=corpus, method=KNNLM(k=1, share=0.9), length=16)
+    given = {"model": model, "data": {"facts": Dataset(str(facts))}, "length": 32}
+    found = evaluate.body(work.another(), **given, datastore=datastore).about["sets"]["facts"]
+    assert (found["efficacy"], found["efficacy_exact"], found["efficacy_success"]) == (1.0, 1.0, 1.0)
+    assert found["efficacy_magnitude"] == pytest.approx(0.9, abs=0.05)
+    assert found["divergence"] > 0.1
+    assert evaluate.body(work.another(), **given).about["sets"]["facts"]["efficacy"] == 0.0
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma2"])
 @pytest.mark.parametrize("key", ["mlp", "output"])
 def test_answers_are_those_of_the_whole_text_mixed_again_at_every_token(kind, key, tmp_path, made):
