@@ -129,17 +129,18 @@ def index(
     for problem in _out_of_range(length, stride, max_tokens, batch_size):
         raise problem
     _check(method, outline(model.path))
+    rows = read_rows(data, forms=SPOKEN).num_rows
+    read = rows if max_tokens is None else _enough(model.path, data, length, stride or length, max_tokens)
     arguments = {
         "model": model.path,
         "data": data,
+        "rows": read,
         "method": method,
         "length": length,
         "stride": stride or length,
         "batch_size": batch_size,
         "precision": precision,
     }
-    rows = read_rows(data, forms=SPOKEN).num_rows
-    read = rows if max_tokens is None else _enough(model.path, data, length, stride or length, max_tokens)
     parts = in_parts(work, Indexer, arguments, -(-read // batch_size), "entries")
     found = sum(pq.read_metadata(part).num_rows for part in parts)
     if not found:
@@ -190,6 +191,7 @@ class Indexer:
         *,
         model: Path,
         data: Dataset,
+        rows: int,
         method: Retrieve,
         length: int,
         stride: int,
@@ -200,7 +202,7 @@ class Indexer:
         check(whole, packed=False)
         self.engine = Native(whole.to(device), load_tokenizer(model), retrieve=method)
         check_length("index", length, self.engine.context)
-        self.table = read_rows(data, forms=SPOKEN)
+        self.table = read_rows(data, forms=SPOKEN).slice(0, rows)
         self.length, self.stride, self.batch_size, self.precision = length, stride, batch_size, precision
         self.device = device
 

@@ -375,7 +375,7 @@ def test_what_cannot_be_stored_is_refused(made, tmp_path):
     large.save_pretrained(tmp_path / "large")
     load_tokenizer(model.path).save_pretrained(tmp_path / "large")
     arguments = {"model": tmp_path / "large", "data": texts, "method": METHOD, "length": 16, "stride": 16}
-    worker = Indexer(torch.device("cpu"), **arguments, batch_size=5, precision="float16")
+    worker = Indexer(torch.device("cpu"), **arguments, rows=12, batch_size=5, precision="float16")
     with pytest.raises(NotFiniteKey, match="keys of the documents from 6 on: infinite") as caught:
         worker.part(1)
     assert str(NotFiniteKey(*caught.value.args)) == str(caught.value)
