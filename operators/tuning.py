@@ -1,6 +1,7 @@
 """The verb `tune`: a model, or a small part added to it, learns from data."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ def learner(folder: Path, method: Tune, training: Training, place: Place, labels
             check(base, packed=training.packing)
     base.requires_grad_(False)
     torch.manual_seed(training.seed)
-    with lent(base), shaped(base):
+    # What PEFT copies of a taken-apart model has to stay that way; what this project puts in asks for shapes.
+    with lent(base), shaped(base) if isinstance(method, Rewrite) else nullcontext():
         method.attach(base, add)
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})

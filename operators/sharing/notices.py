@@ -38,7 +38,6 @@ class NodeLost(LfmError, RuntimeError):
         )
 
 
-@dataclass(slots=True)
 class FolderNotShared(LfmError, RuntimeError):
     """A worker on a machine that does not see the step's files."""
 
@@ -53,6 +52,7 @@ class FolderNotShared(LfmError, RuntimeError):
         )
 
 
+@dataclass(slots=True)
 class Notices:
     """What Ray says of this process's node; asked at most once in `ASK_S`."""
 
