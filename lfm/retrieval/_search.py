@@ -88,7 +88,7 @@ def faiss_index(keys: Array, kind: str, sample: int) -> Any:
 
     Args:
         keys: Of shape (entries, width).
-        kind: In the words of FAISS's factory: ``Flat``, ``IVF4096,PQ64``.
+        kind: In the words of FAISS's factory: ``Flat``, ``IVF4096,PQ64np``.
         sample: Of so many keys, from all over, its centroids are learnt.
     """
     import faiss

@@ -108,7 +108,10 @@ class KNNLM(Retrieve):
         if len(keys) < (least := max(self.centroids, CODES)):
             what = f"at most the {len(keys)} entries, of which there have to be {least}"
             raise HyperparameterError("KNNLM", "centroids", self.centroids, what)
-        return faiss_index(keys, f"IVF{self.centroids},PQ{self.code_bytes}", max(TRAINED * self.centroids, CODES))
+        kind = (
+            f"IVF{self.centroids},PQ{self.code_bytes}np"  # without polysemous codes, which take long and serve nobody
+        )
+        return faiss_index(keys, kind, max(TRAINED * self.centroids, CODES))
 
     @override
     def opened(self, keys: Array, values: Array, index: Any) -> Search:
