@@ -83,7 +83,7 @@ def end(folder: Path) -> None:
     for _ in range(TRIES):
         looks = 0
         while looks < 2:  # who is about to become another program shows no environment for a moment
-            killed = [_killed(process, f"{MARK}={folder}".encode()) for process in Path("/proc").glob("[1-9]*")]
+            killed = [_killed(process, folder) for process in Path("/proc").glob("[1-9]*")]
             looks = 0 if any(killed) else looks + 1
             time.sleep(LOOK_S)
         shutil.rmtree(folder, ignore_errors=True)
@@ -91,15 +91,14 @@ def end(folder: Path) -> None:
             return
 
 
-def _killed(process: Path, mark: bytes) -> bool:
-    """End a process if it carries a mark, and wait until it has ended; whether it did."""
+def _killed(process: Path, folder: Path) -> bool:
+    """End a process that belongs to a folder, and wait until it has ended; whether it did."""
     try:
         handle = os.pidfd_open(int(process.name))  # its number may become another's between two lines
     except OSError:
         return False
     try:
-        # Who has given itself a title has written over what was there first: it does not begin with a variable.
-        if mark not in (process / "environ").read_bytes().split(b"\0"):
+        if not _belongs(process, folder):
             return False
         signal.pidfd_send_signal(handle, signal.SIGKILL)
         select.select([handle], [], [], WAIT_S)
@@ -108,6 +107,18 @@ def _killed(process: Path, mark: bytes) -> bool:
     finally:
         os.close(handle)
     return True
+
+
+def _belongs(process: Path, folder: Path) -> bool:
+    """Whether a process carries the folder's name, or is one of Ray's that has a file in it open.
+
+    Those give themselves titles, which they write over what was there first: their environment, as far as it takes.
+    """
+    if f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+        return True
+    if not (process / "cmdline").read_bytes().startswith(b"ray::"):
+        return False
+    return any(os.readlink(one).startswith(f"{folder}/") for one in (process / "fd").iterdir())
 
 
 def _made() -> tuple[Path, int]:

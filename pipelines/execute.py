@@ -211,6 +211,7 @@ class _Workspace:
         self._due = now + max(self.FLUSH_S, self.PATIENCE * (now - began))
 
     def keep(self, folder: Path) -> None:
+        self.flush()  # what was measured up to here is not measured again by who goes on from it
         older = self._checkpoints()
         number = int(older[-1].partition("-")[0]) + 1 if older else 1
         name = f"{number:06}-{_listed(folder)}"

@@ -50,6 +50,26 @@ def test_what_was_begun_goes_with_the_folder_and_what_was_begun_beside_it_stays(
         os.kill(beside, 9)
 
 
+def test_what_has_written_a_title_over_its_environment_is_known_by_a_file_that_it_has_open(temporary):
+    """As Ray's agents do, of which some outlive the rest by a minute."""
+    code = "import sys; file = open(sys.argv[1], 'a'); print('there', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with home() as folder:
+        begun, beside = (
+            subprocess.Popen(["ray::Agent", "-c", code, str(log)], executable=sys.executable, **pipes)
+            for log in (folder / "agent.log", temporary / "other.log")
+        )
+        for one in (begun, beside):
+            assert one.stdout.readline() == b"there\n"
+    try:
+        assert begun.wait(timeout=60) == -9
+        assert beside.poll() is None
+    finally:
+        beside.kill()
+        for one in (begun, beside):
+            one.communicate()
+
+
 def test_what_is_left_when_driver_and_warden_were_killed_goes_at_the_next_command(temporary):
     code = "import sys; from cluster.home import home, marked; from tests.cluster.test_home import orphan\n"
     code += "with home() as folder, marked(folder): print(orphan(), flush=True); sys.stdin.read()"

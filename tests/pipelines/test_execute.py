@@ -13,9 +13,10 @@ import torch
 from operators.artifact import Dataset
 from operators.code import Code
 from operators.resources import Resources
-from pipelines.execute import Task, execute, memory_of
+from pipelines.execute import Task, _Workspace, execute, memory_of
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import history
+from pipelines.printing import Unwritten
 from pipelines.view import measured
 from tests.conftest import NOOP
 
@@ -170,6 +171,18 @@ def test_an_attempt_goes_on_from_the_last_checkpoint_which_goes_when_it_ends_wel
     assert (store.get(done["digest"]).path / "x.txt").read_text() == "nothing and 1"
     assert checkpoints(store) == []
     assert history(store.storage, "r") == []
+
+
+def test_what_was_measured_up_to_a_checkpoint_can_be_read_when_it_is_there(store, tmp_path):
+    """Who goes on from it does not measure that again."""
+    made = task(store, "noop")
+    work = _Workspace(tmp_path, made, store.storage, Unwritten())
+    for step in (1, 2, 3):
+        work.progress(step, 9, loss=float(step))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "manifest.json").write_text("{}")
+    work.keep(tmp_path / "state")
+    assert [line["measures"]["loss"] for line in measured(store.storage, made.log)] == [1.0, 2.0, 3.0]
 
 
 def shorter(folder):

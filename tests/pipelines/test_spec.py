@@ -178,7 +178,7 @@ steps:
 """
     assert problems_of(text.replace("  eight: {}\n", ""), own[1]) == (
         "p.yaml:5 input 'odd': the kind 'modle', expected one of model, adapter, delta, statistics, editor, memory, "
-        "dataset, metrics, deployment. Did you mean 'model'?",
+        "datastore, dataset, metrics, deployment. Did you mean 'model'?",
         "p.yaml:8 step 'one': No operator is called 'trian'. Did you mean 'train' or 'pretrain'?",
         "p.yaml:11 step 'two': no input or step is called 'bse'. Did you mean 'base'?",
         "p.yaml:12 step 'two': No own method is called 'own_methd'. Did you mean 'own_method'?",
