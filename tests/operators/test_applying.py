@@ -14,6 +14,8 @@ from operators.models.belonging import OtherModel
 from operators.models.language_models import load
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 MATRIX = "model.layers.0.mlp.down_proj.weight"
 FACT = FactRow(subject="a", prompt="b a", target="c")
 

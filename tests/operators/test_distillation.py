@@ -25,6 +25,8 @@ from operators.teaching.student_text import Written
 from operators.training import Training
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("red", "blue", "green", "cat", "dog", "sun")
 TEXTS = [f"the {a} and the {b} saw a {c}." for a in WORDS for b in WORDS for c in WORDS]
 SETTINGS = {

@@ -24,6 +24,8 @@ from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = ROME(layer=0, learning_rate=0.1, weight_decay=0.0, clamp=100.0, tokens_per_width=10.0)
 ROWS = (

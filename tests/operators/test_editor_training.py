@@ -33,6 +33,8 @@ from pipelines.spec import parsed
 from pipelines.text import Text
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHOD = MEND(num_blocks=2, rank=16, rate=1e-2, rate_speed=1.0, edit_weight=1.0)
 TRAINING = Training(max_steps=30, batch_size=4, length=32, learning_rate=1e-2, schedule="constant", seed=1)
 

@@ -36,6 +36,8 @@ from pipelines.run import run
 from pipelines.spec import load as load_spec
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHOD = KNNLM(k=4, share=0.4, temperature=2.0)
 ASKED = {"length": 16, "batch_size": 5, "precision": "float32"}
 

@@ -29,6 +29,8 @@ from operators.training import Training
 from operators.tuning import tune
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(batch_size=4, length=48, learning_rate=1e-2, schedule="constant", warmup=0.0, max_steps=6)
 PACKED = (TRAINING, replace(TRAINING, packing=False), replace(TRAINING, length=60))
 

@@ -31,6 +31,8 @@ from pipelines.spec import parsed
 from pipelines.text import Text
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 BOTH = {"statistics": ("fisher", "gram"), "length": 32}
 
 

@@ -14,6 +14,8 @@ from operators.models.language_models import load_tokenizer
 from operators.resources import Resources
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 
 def measured(artifact):
     return load_file(artifact.path / "statistics.safetensors")

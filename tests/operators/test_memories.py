@@ -21,6 +21,8 @@ from operators.memories import remember
 from operators.models.memory_files import name_of, read
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHOD = GRACE(radius=1e-3, steps=20)
 FACTS = [
     FactRow("cat", "the cat sat on", "mat", true="it", neighbours=(Neighbour("a dog fell on", "it"),)),

@@ -22,6 +22,8 @@ from operators.prompting import problems, prompt
 from operators.sharing.notices import Preempted
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHOD = BBT(length=3, dimension=4, population=4, budget=24)
 IDS = torch.tensor([[7, 11, 23, 5, 19], [31, 3, 40, 41, 2]])
 

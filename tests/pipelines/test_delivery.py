@@ -19,7 +19,10 @@ from pipelines.tracking.outbox import Entry
 from tests.pipelines.journals import BASE, BEGAN, TEXT, claim_as
 from tests.pipelines.mlflow_told import Told
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own models use it
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+]  # MLflow's own models use it
 
 
 def test_a_run_is_a_parent_with_a_child_for_every_executed_step(told):

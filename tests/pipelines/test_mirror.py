@@ -17,7 +17,10 @@ from pipelines.tracking import mirror, outbox
 from pipelines.tracking.mirror import Mirrored
 from tests.pipelines.mlflow_told import ROOT, closed_port
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own models use it
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+]  # MLflow's own models use it
 
 
 def processes_of(told):

@@ -11,6 +11,8 @@ from lfm.hooks import Blocks, inputs_of
 from tests.lfm.variants import every
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHODS = pytest.mark.parametrize("method", every("editing"))
 FACT = Fact(
     [Prompt(torch.tensor([5, 6, 7, 8]), (2, 4)), Prompt(torch.tensor([9, 11, 5, 6, 7, 8]), (4, 6))],

@@ -13,6 +13,8 @@ from lfm.errors import HyperparameterError
 from lfm.hooks import Blocks
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi", "phi3", "gpt2", "gpt_neox", "opt")
 PLAIN = MEND(num_blocks=2, rank=4, normalised=False)
 

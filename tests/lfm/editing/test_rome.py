@@ -10,6 +10,8 @@ from lfm.errors import HyperparameterError
 from lfm.hooks import Blocks, inputs_of
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi", "phi3", "gpt2", "gpt_neox", "opt"]
 # Tiny networks say little at a single token, so that the paper's limits on what may be said would keep them silent.
 FREE = {"layer": 0, "learning_rate": 0.1, "weight_decay": 0.0, "clamp": 100.0, "kl_weight": 0.0, "tokens_per_width": 10}

@@ -11,6 +11,8 @@ from lfm.hooks import Blocks
 from tests.lfm.variants import every
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 METHODS = pytest.mark.parametrize("method", every("memory"))
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

@@ -14,6 +14,8 @@ from lfm.memory.grace import GRACE, Codebook
 from operators.engines.native import Native, Sampling
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 # ---- where keys go: a network whose key is its last token's place in a plane
 
 

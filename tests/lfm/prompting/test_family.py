@@ -8,6 +8,8 @@ import torch
 
 from tests.lfm.variants import every
 
+pytestmark = pytest.mark.slow
+
 METHODS = pytest.mark.parametrize("method", every("prompting"))
 INITIAL = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 

@@ -13,6 +13,8 @@ from lfm.hooks import Blocks, NoBlocks
 from lfm.tuning.bottleneck_adapter import Bottleneck, BottleneckAdapter
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[5, 17, 203, 44, 8, 91]])
 DECODERS = ("llama", "qwen3", "gemma2", "phi", "phi3", "gpt2", "gpt_neox", "opt", "bloom")
 

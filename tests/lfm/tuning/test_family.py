@@ -17,6 +17,8 @@ from operators.training import Training
 from operators.tuning import _job
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(max_steps=2, batch_size=4, length=32, learning_rate=3e-2, seed=5)
 IDS = torch.arange(5, 13)[None]
 METHODS = pytest.mark.parametrize("name", lfm.names("tuning"))

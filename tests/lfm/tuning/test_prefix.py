@@ -11,6 +11,8 @@ from lfm.hooks import NoBlocks, cache_name
 from lfm.tuning.prefix import Prefix
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 # Windows that are shorter than the texts below; gpt2 and opt have learnt positions, the others rotary ones.
 KINDS = {
     "llama": {},

@@ -15,6 +15,8 @@ GRAM = 13  # words in a row that are no coincidence
 WHOLE = f"""
 import hashlib, json
 from operators.data.python_corpus import CORPORA, corpus
+
+pytestmark = pytest.mark.slow
 print(hashlib.sha256(json.dumps([corpus(name) for name in {tuple(CORPORA)}]).encode()).hexdigest())
 """
 

@@ -19,6 +19,8 @@ from operators.models.changed_models import AnotherVocabulary, BaseNeeded
 from operators.models.language_models import load, load_tokenizer
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     FactRow(
         subject="cat",

@@ -29,6 +29,8 @@ from operators.sharing.crew import Tally, Threads, _Budget
 from operators.sharing.notices import FolderNotShared, Preempted
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 SMALL = Streaming(shard_bytes=3000)
 
 

@@ -24,6 +24,8 @@ from operators.training import Training
 from operators.tuning import tune
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 FEW = AdaMerging(steps=12, learning_rate=0.05, batch_size=4)
 
 

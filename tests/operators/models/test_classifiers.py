@@ -30,6 +30,8 @@ from operators.training import Training
 from operators.tuning import tune
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("animal", "other", "place")
 TRAINING = Training(max_steps=25, batch_size=9, micro_batch_size=4, length=16, learning_rate=1e-2, seed=1)
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -16,6 +16,8 @@ from operators.training import Training
 from operators.tuning import _job, tune
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(
     max_steps=6, batch_size=4, micro_batch_size=2, length=32, packing=False, learning_rate=3e-2, seed=1
 )  # fmt: skip

@@ -24,6 +24,8 @@ from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(max_steps=6, batch_size=4, micro_batch_size=2, length=32, learning_rate=1e-2, seed=1)
 METHOD = BottleneckAdapter(width=4, init=1e-2)
 IDS = torch.arange(1, 9)[None]

@@ -15,6 +15,8 @@ from operators.resources import Resources
 from operators.training import Training
 from tests.operators import small
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(batch_size=4, length=40, learning_rate=1e-2, schedule="constant", warmup=0.0, max_steps=6)
 
 
