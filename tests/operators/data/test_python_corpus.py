@@ -10,13 +10,14 @@ from lfm.errors import UnknownName
 from operators.data.python_corpus import CORPORA, corpus
 from operators.preparation import is_held_out
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = 0.1
 GRAM = 13  # words in a row that are no coincidence
 WHOLE = f"""
 import hashlib, json
 from operators.data.python_corpus import CORPORA, corpus
 
-pytestmark = pytest.mark.slow
 print(hashlib.sha256(json.dumps([corpus(name) for name in {tuple(CORPORA)}]).encode()).hexdigest())
 """
 
