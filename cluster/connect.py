@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.capacity import Capacity, Node, here
@@ -53,26 +54,47 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
             asked |= {"num_cpus": int(whole.cpus), "num_gpus": int(whole.gpus)}
             asked |= {"include_dashboard": False, "_temp_dir": str(folder)}
         try:
-            with starting, _own_sigterm():
+            with starting, _own_sigterm() as came:
                 ray.init(**asked, log_to_driver=False, logging_level="warning")  # each step writes a log of its own
+                interrupted = came()
         except (OSError, RuntimeError, ValueError) as error:
             raise NoCluster(address, str(error).partition("\n")[0]) from error
         stack.callback(ray.shutdown)
+        if interrupted:
+            raise KeyboardInterrupt
         # For its subreaper Ray ignores SIGCHLD behind Python's back, and every child's exit code would read 0.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield capacity()
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Have SIGTERM do what it did before, after and while Ray brings a handler of its own, which exits."""
+def _own_sigterm() -> Iterator[Callable[[], bool]]:
+    """Have SIGTERM do what it did before, after and while Ray brings a handler of its own, which exits.
+
+    What a handler raises is lost where Python or Ray catches everything, as in callbacks: what is yielded says whether
+    SIGINT or SIGTERM came, whoever handled it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other hears of signals
+        yield lambda: False
+        return
     before = signal.getsignal(signal.SIGTERM)
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    heard = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def came() -> bool:
+        with suppress(BlockingIOError):
+            return not {signal.SIGINT, signal.SIGTERM}.isdisjoint(os.read(read, 1024))
+        return False
+
     try:
-        yield
+        yield came
     except SystemExit as told:
         raise KeyboardInterrupt from told
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(heard)
+        os.close(read)
+        os.close(write)
 
 
 def capacity() -> Capacity:
