@@ -27,7 +27,7 @@ from operators.measures.outcomes import ASKED, read
 from operators.models.changed_models import opened
 from operators.models.language_models import architecture_of
 from operators.resources import Resources
-from operators.sharing.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
+from operators.sharing.notices import FolderNotShared, Preempted, lost_with, nodes
 from operators.sharing.pace import Pace
 from operators.workspace import Workspace
 
@@ -192,9 +192,9 @@ def _told(resources: Resources, job: Pass, first: int) -> Generator[int, None, N
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
-            gone = lost_since(before)
-            if gone:
-                raise NodeLost("worker", str(error).strip().partition("\n")[0].rstrip("."), gone) from error
+            lost = lost_with("worker", error, before)
+            if lost is not None:
+                raise lost from error
             raise
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from operators.code import Code, bring, brought
 from operators.resources import Resources
-from operators.sharing.notices import FolderNotShared, NodeLost, Notices, lost_since, nodes
+from operators.sharing.notices import FolderNotShared, Notices, lost_with, nodes
 
 BUNDLES = 4  # for each task: the last ones to end then wait for a quarter of one's work at most
 
@@ -205,9 +205,9 @@ def _answer(place: Any, slot: int, before: frozenset[str]) -> Done:
     except ray.exceptions.RayTaskError as error:  # what a task raises comes as itself
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        gone = lost_since(before)
-        if gone:
-            raise NodeLost(f"task {slot}", str(error).strip().partition("\n")[0].rstrip("."), gone) from error
+        lost = lost_with(f"task {slot}", error, before)
+        if lost is not None:
+            raise lost from error
         raise
     return answer
 

@@ -78,6 +78,12 @@ def nodes() -> frozenset[str]:
     return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"])
 
 
+def lost_with(who: str, error: BaseException, before: frozenset[str]) -> NodeLost | None:
+    """That `who` was lost with its machine, where what Ray raised means that; None where all of `before` are there."""
+    gone = lost_since(before)
+    return NodeLost(who, str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else None
+
+
 def lost_since(before: frozenset[str]) -> tuple[str, ...]:
     """Those of `before` that are gone: the cluster sees that later than a process sees that another one is."""
     until = time.monotonic() + NODE_S

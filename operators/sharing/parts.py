@@ -15,7 +15,7 @@ import torch
 from lfm.errors import LfmError
 from operators.code import Code, bring, brought
 from operators.resources import Resources
-from operators.sharing.notices import FolderNotShared, NodeLost, Preempted, lost_since, nodes
+from operators.sharing.notices import FolderNotShared, Preempted, lost_with, nodes
 from operators.sharing.pace import Pace
 from operators.workspace import Workspace
 
@@ -129,8 +129,7 @@ def _reason(error: BaseException, before: frozenset[str]) -> LfmError | None:
         if isinstance(inner, LfmError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
-    gone = lost_since(before)
-    return NodeLost("a worker", str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else None
+    return lost_with("a worker", error, before)
 
 
 class _Doer:
