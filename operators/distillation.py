@@ -1,6 +1,7 @@
 """The verb `distill`: a student learns what a teacher says of the next token."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.data.batches import IGNORED, Batch, Rows
 from operators.data.facts import carry
+from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit
+from operators.models import networks
 from operators.models.language_models import (
     DTYPES,
     check,
@@ -26,6 +29,7 @@ from operators.models.language_models import (
     save,
     stored_dtype,
 )
+from operators.models.networks import is_network
 from operators.models.objectives import answers
 from operators.models.texts import packed_rows
 from operators.teaching.distillation_needs import other_tokens, problems
@@ -65,6 +69,9 @@ def distill(
     training: Training,
 ) -> Model:
     """Train a student on what a teacher says, of each loss token of `data`, of its own answers or of the student's.
+
+    Both are language models, or both networks for images: then `data` are images, and their labels are what
+    `hard_weight` weighs.
 
     Args:
         work: The step's workspace.
@@ -130,6 +137,9 @@ def _job(
     training: Training,
     scratch: Path,
 ) -> Job:
+    if is_network(student.path):
+        assert teacher is not None
+        return _job_of_images(place, teacher, student, data, held_out, method, hard_weight, training)
     tokenizer = load_tokenizer(student.path)
     torch.manual_seed(training.seed)
     model = learner(student.path, Full(), training, place)
@@ -173,6 +183,23 @@ def _job(
         export=export,
         rewrite=writes if method.student_share > 0 else None,
     )
+
+
+def _job_of_images(
+    place: Place,
+    teacher: Model,
+    student: Model,
+    data: Dataset,
+    held_out: Dataset | None,
+    method: Distill,
+    hard_weight: float,
+    training: Training,
+) -> Job:
+    model = networks.load(student.path)
+    labels = networks.labels_of(student.path)
+    job = image_job(model, labels, data, held_out)
+    listened = Teacher(networks.load(teacher.path).to(place.device), temperature=method.temperature, packed=False)
+    return replace(job, objective=FromTeacher(model, listened, method, hard_weight=hard_weight, packed=False))
 
 
 class FromTeacher(nn.Module):

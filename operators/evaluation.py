@@ -1,7 +1,7 @@
 """The verb `evaluate`: what a model's answers cost it, and how near its own come, document by document."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,10 @@ from operators.base import operator
 from operators.data.batches import IGNORED, Document, documents, on_device, packed
 from operators.data.facts import holds_facts, inherited, read_facts
 from operators.data.row_files import DatasetError
-from operators.data.rows import SPOKEN, Form, columns_of, digest_of, read_rows
+from operators.data.rows import COLUMNS, SPOKEN, columns_of, digest_of, read_rows
 from operators.engines.consulting import consulting
 from operators.engines.native import Native, Sampling
-from operators.measures.accuracy import Labels
+from operators.measures.accuracy import Labels, OfImages, OfTexts
 from operators.measures.edit_scores import CARRIED_FACTS, Facts
 from operators.models import classifiers
 from operators.models.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
@@ -28,7 +28,7 @@ from operators.models.datastore_files import not_beside, not_both, unfit as unfi
 from operators.models.language_models import CALLED, architecture_of, check, load_tokenizer
 from operators.models.memory_files import unfit as unfit_memory
 from operators.models.objectives import plain
-from operators.models.texts import check_length, unfit
+from operators.models.texts import check_length, forms_for, unfit
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -72,8 +72,9 @@ def _foreseen(
         if "datastore" in kinds:
             yield f"datastore: given with {CALLED[what]}, expected a decoder, which tells tokens. Leave it out."
         if generate > 0:
-            yield f"generate={generate}, expected 0 for a classifier, which writes nothing. Leave it out."
-        yield from (f"data {n!r}: facts, expected rows of text and label for a classifier. Give others." for n in facts)
+            yield f"generate={generate}, expected 0 for {CALLED[what]}, which writes nothing. Leave it out."
+        wanted = " and ".join(COLUMNS[forms_for(what)[0]])
+        yield from (f"data {n!r}: facts, expected rows of {wanted} for {CALLED[what]}. Give others." for n in facts)
 
 
 def _unfit_datastore(
@@ -123,8 +124,9 @@ def evaluate(
 
     For each set: the mean loss of an answer token and its perplexity; with `generate`, greedy answers to the prompts
     and their exact matches and chrF, both in [0, 1]; sets of text have no prompts and none of that. Of a set of facts
-    what `operators.measures.edit_scores` measures. Of a classifier: the mean loss of a label, and the share of labels
-    that it gets right. Every number is kept for each document, so that models can be compared in pairs.
+    what `operators.measures.edit_scores` measures. Of a classifier of texts or a network for images: the mean loss of a
+    label, and the share of labels that it gets right. Every number is kept for each document, so that models can be
+    compared in pairs.
 
     Args:
         work: The step's workspace.
@@ -166,13 +168,17 @@ def evaluate(
     device = torch.device("cuda" if work.resources.gpus else "cpu")
     whole.to(device)
     sets: dict[str, tuple[Measure, Any]] = {}
-    if architecture_of(home) == "classifier":
-        labels = Labels(whole, home, length=length, batch_size=batch_size)
-        sets = {name: (labels, _rows(dataset, max_documents, labels.forms)) for name, dataset in data.items()}
+    if (what := architecture_of(home)) != "decoder":
+        labels: Labels
+        if what == "network":
+            labels = OfImages(whole, home, batch_size=batch_size)
+        else:
+            labels = OfTexts(whole, home, length=length, batch_size=batch_size)
+        sets = {name: (labels, labels.read(dataset, max_documents)) for name, dataset in data.items()}
     else:
         answered = Answers(whole, home, datastore, length=length, batch_size=batch_size, max_tokens=generate)
         facts = {name: read_facts(dataset)[:max_documents] for name, dataset in data.items() if _of_facts(dataset)}
-        spoken = {name: _rows(d, max_documents, answered.forms) for name, d in data.items() if name not in facts}
+        spoken = {name: _rows(d, max_documents) for name, d in data.items() if name not in facts}
         if carried and (own := inherited([home, model.path, *([memory.path] if memory else [])])):
             facts[CARRIED_FACTS] = own
         helped = memory is not None or datastore is not None
@@ -219,8 +225,6 @@ class Measure(Protocol):
 
 class Answers:
     """What a language model's answer tokens cost it, and how near its own answers come to them."""
-
-    forms = SPOKEN
 
     def __init__(
         self,
@@ -358,8 +362,8 @@ def _wanted(rows: Mapping[str, Sequence[Any]]) -> Iterator[str | None]:
             yield next((m["content"] for m in reversed(said) if m["role"] == "assistant"), None)
 
 
-def _rows(dataset: Dataset, max_documents: int | None, forms: Collection[Form]) -> dict[str, list[Any]]:
-    return dict(read_rows(dataset, forms=forms).slice(0, max_documents).to_pydict())
+def _rows(dataset: Dataset, max_documents: int | None) -> dict[str, list[Any]]:
+    return dict(read_rows(dataset, forms=SPOKEN).slice(0, max_documents).to_pydict())
 
 
 def _of_facts(dataset: Dataset | None) -> bool:

@@ -15,11 +15,13 @@ from lfm.weights import Weights
 from operators.artifact import Adapter, Artifact, Dataset, Model, Statistics
 from operators.base import operator
 from operators.data.batches import Rows
+from operators.data.classes import numbered
 from operators.data.rows import Form, read_rows
 from operators.measures.observing import PARTS, Pass, Sums, lay_down, observed
 from operators.models import classifiers
 from operators.models.changed_models import home_of, home_with, without_base
-from operators.models.language_models import UnsupportedModel, architecture_of, load_tokenizer, outline
+from operators.models.language_models import CALLED, UnsupportedModel, architecture_of, load_tokenizer, outline
+from operators.models.networks import is_network
 from operators.models.texts import packed_rows, unfit
 from operators.resources import Resources
 from operators.training import Training
@@ -53,7 +55,7 @@ def _foreseen(
     yield from map(str, _out_of_range(statistics, layers, max_rows, length, batch_size, seed))
     folder = home_of(model, base)
     yield from unfit(Training(length=max(2, length)), folder, {"data": data}, _forms(folder, labels))
-    if folder is not None and (folder / "config.json").is_file():
+    if folder is not None and ((folder / "config.json").is_file() or is_network(folder)):
         yield from _beyond(folder, chosen(statistics, labels, modules, layers, seed))
 
 
@@ -82,6 +84,9 @@ def _out_of_range(
 def _beyond(folder: Path, statistics: Sequence[Statistic]) -> Iterator[str]:
     """What the model's config tells of it that a kind cannot measure, a clause each."""
     what = architecture_of(folder)
+    if what == "network":
+        yield f"model: {str(folder)!r} is {CALLED[what]}, expected a model of texts. Give another."
+        return
     if what == "encoder":
         yield f"model: {str(folder)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
         return
@@ -193,7 +198,7 @@ def _rows(data: Dataset, folder: Path, length: int, labels: Labels, max_rows: in
         columns = read_rows(data, forms=forms).to_pydict()
         texts = columns["text"][:max_rows]
         given = columns["label"][:max_rows] if "label" in columns else []
-        numbers = classifiers.numbered(given, classifiers.labels_of(folder), data.uri) or [0] * len(texts)
+        numbers = numbered(given, classifiers.labels_of(folder), data.uri) or [0] * len(texts)
         whole = classifiers.rows_of(texts, numbers, classifiers.load_tokenizer(folder), length)
     return Rows(whole.ids[:max_rows], whole.positions[:max_rows], whole.targets[:max_rows])
 

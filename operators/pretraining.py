@@ -1,20 +1,26 @@
-"""The verb `pretrain`: a small language model from nothing, with a tokenizer of its own."""
+"""The verb `pretrain`: a small model from nothing: a language model with a tokenizer of its own, or a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lfm.networks import ImageNetwork, Network
 from operators.artifact import Dataset, Model
 from operators.base import Settings, operator
 from operators.data.batches import Rows
+from operators.data.classes import distinct
+from operators.data.images import read_images
 from operators.data.rows import Form, read_rows
+from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit, refused
 from operators.models.language_models import check, load_tokenizer, save
+from operators.models.networks import unsplittable
 from operators.models.objectives import NextToken
 from operators.models.texts import packed_rows, unfit
 from operators.resources import Resources
@@ -68,12 +74,22 @@ def _foreseen(
     data: Dataset | None,
     tokenizer: Model | None,
     held_out: Dataset | None,
+    network: Network | None = None,
     architecture: Architecture,
     training: Training,
     resources: Resources,
+    kinds: Mapping[str, object] | None = None,
     **_: object,
 ) -> Iterator[str]:
     yield from refused(training, resources)
+    if network is not None:
+        yield from unsplittable(network, training, resources)
+        yield from unfit(training, None, {"data": data, "held_out": held_out}, (Form.IMAGE,))
+        if "tokenizer" in (kinds or {}):
+            yield "tokenizer: given with a network for images, which reads no text. Leave it out."
+        if architecture != Architecture():
+            yield "network: given with the size of a decoder, expected the one or the other. Leave one out."
+        return
     yield from unfit(training, None, {"data": data, "held_out": held_out}, (Form.TEXT,))
     if training.length > architecture.context:
         yield f"length={training.length}, expected at most context={architecture.context}. Lower it or raise context."
@@ -86,19 +102,26 @@ def pretrain(
     data: Dataset,
     tokenizer: Model | None = None,
     held_out: Dataset | None = None,
+    network: Network | None = None,
     architecture: Architecture,
     training: Training,
 ) -> Model:
-    """Train a decoder from random weights on all tokens of `data`; with `max_steps` 0 it stays random.
+    """Train a decoder on all tokens of `data`, or a network on images; with `max_steps` 0 either stays random.
 
     Args:
         work: The step's workspace.
-        data: Text to learn from; also what the tokenizer is trained on.
+        data: Text to learn from, which is also what the tokenizer is trained on; for a network images, whose labels,
+            sorted, are what it tells, and by whose mean and deviation it scales what it sees.
         tokenizer: A model whose tokenizer is taken over instead, as a student takes its teacher's.
-        held_out: Text to look at while training.
-        architecture: Its size.
+        held_out: What to look at while training.
+        network: A network for images, in place of a decoder.
+        architecture: A decoder's size.
         training: How it is trained.
     """
+    if network is not None:
+        given = {"network": network, "data": data, "held_out": held_out, "training": training}
+        folder, measures = fit(work, _job_of_images, given, training)
+        return work.save(Model, folder, measures)
     home = work.scratch / "tokenizer"
     if tokenizer is None:
         train_tokenizer(read_rows(data)["text"].to_pylist(), architecture.vocabulary).save_pretrained(home)
@@ -142,6 +165,23 @@ def _job(
         held_out=None if held_out is None else rows(held_out),
         export=export,
     )
+
+
+def _job_of_images(
+    place: Place, *, network: Network, data: Dataset, held_out: Dataset | None, training: Training
+) -> Job:
+    images = read_images(data)
+    labels = distinct(images.labels, data.uri)
+    torch.manual_seed(training.seed)
+    deviation = images.pixels.std(axis=(0, 2, 3))
+    model = ImageNetwork(
+        network,
+        images.shape,
+        len(labels),
+        mean=images.pixels.mean(axis=(0, 2, 3)).tolist(),
+        deviation=np.where(deviation > 0, deviation, 1.0).tolist(),  # a channel may be the same everywhere
+    )
+    return image_job(model, labels, data, held_out)
 
 
 def new_model(architecture: Architecture, tokenizer: Any) -> Any:

@@ -15,10 +15,11 @@ from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
 from operators.data.batches import Rows
 from operators.data.facts import carry
+from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit, refused
 from operators.learning.zero import lent, partitioned, shaped
-from operators.models import classifiers
+from operators.models import classifiers, networks
 from operators.models.classifiers import GIVE_HEAD, HEADLESS
 from operators.models.language_models import (
     DTYPES,
@@ -31,6 +32,7 @@ from operators.models.language_models import (
     save,
     stored_dtype,
 )
+from operators.models.networks import unsplittable
 from operators.models.objectives import NextToken
 from operators.models.rewrites import name_of, write
 from operators.models.texts import packed_rows, unfit
@@ -57,8 +59,13 @@ def _foreseen(
     yield from unfit(training, None if model is None else model.path, {"data": data, "held_out": held_out})
     if model is not None:
         what = architecture_of(model.path)
-        becomes = "decoder" if what == "decoder" else "classifier"
+        becomes = what if what in ("decoder", "network") else "classifier"
         yield from unmet(method, architectures=[becomes], called="model")
+        if what == "network":
+            yield from unsplittable(networks.network_of(model.path), training, resources)
+            if method.gives == kind_of(Adapter) or isinstance(method, Rewrite):
+                name = type(method).__name__
+                yield f"{name}: 'network' under model, expected a model of texts to add to. Choose full."
         if what == "encoder" and method.gives == kind_of(Adapter):
             yield f"model: {str(model.path)!r} is an encoder: {HEADLESS}. {GIVE_HEAD}"
 
@@ -73,12 +80,12 @@ def tune(
     method: Tune,
     training: Training,
 ) -> Model | Adapter:
-    """Train a language model on text or on the answers of pairs and conversations, or a classifier on labels.
+    """Train a language model on text or on the answers of pairs and conversations, or what tells labels on these.
 
     Args:
         work: The step's workspace.
         model: Where it starts. An encoder becomes a classifier of the labels of `data`, sorted, by the head that
-            transformers has for its type; a classifier keeps its labels.
+            transformers has for its type; a classifier keeps its labels, and so does a network for images.
         data: What it learns from.
         held_out: What it is looked at with while it trains.
         method: Which weights learn; it decides whether the result is a model or an adapter.
@@ -100,6 +107,11 @@ def tune(
 def _job(
     place: Place, *, model: Model, data: Dataset, held_out: Dataset | None, method: Tune, training: Training
 ) -> Job:
+    if architecture_of(model.path) == "network":
+        network = networks.load(model.path).requires_grad_(False)
+        method.attach(network, _nothing_added)
+        frozen = method.gives == kind_of(Model)
+        return image_job(network, networks.labels_of(model.path), data, held_out, needs_frozen=frozen)
     labels = _labels(model, data, method)
     whole = learner(model.path, method, training, place, labels)
     rows: Callable[[Dataset], Rows]
@@ -123,6 +135,10 @@ def _job(
         export=export,
         needs_frozen=method.gives == kind_of(Model),
     )
+
+
+def _nothing_added(kind: str, **_: Any) -> None:
+    raise UnsupportedModel("network", f"PEFT adds no {kind} to it", "Choose full.")
 
 
 def _labels(model: Model, data: Dataset, method: Tune) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Dataset -> rows of one of four forms, whichever files and columns they come in."""
+"""Dataset -> rows of one of five forms, whichever files and columns they come in; images are read by `images.py`."""
 
 import hashlib
 import json
@@ -27,6 +27,7 @@ class Form(StrEnum):
     PROMPT_COMPLETION = "prompt_completion"
     CONVERSATION = "conversation"
     LABELLED = "labelled"
+    IMAGE = "image"
 
 
 COLUMNS: Mapping[Form, tuple[str, ...]] = {
@@ -34,10 +35,13 @@ COLUMNS: Mapping[Form, tuple[str, ...]] = {
     Form.PROMPT_COMPLETION: ("prompt", "completion"),
     Form.CONVERSATION: ("messages",),
     Form.LABELLED: ("text", "label"),
+    Form.IMAGE: ("image", "label"),
 }
 """The columns of each form, as `read_rows` gives them."""
 SPOKEN = (Form.TEXT, Form.PROMPT_COMPLETION, Form.CONVERSATION)
 """The forms of which a language model says every word."""
+OF_TEXT = (*SPOKEN, Form.LABELLED)
+"""The forms that `read_rows` reads."""
 
 # In this order: where rows come in two forms at once, `text` is the other one rendered.
 RECOGNISED = (
@@ -45,9 +49,13 @@ RECOGNISED = (
     (("prompt", "completion"), Form.PROMPT_COMPLETION),
     (("instruction", "output"), Form.PROMPT_COMPLETION),  # as Alpaca has it, with an optional `input`
     (("text", "label"), Form.LABELLED),
+    (("image", "label"), Form.IMAGE),
     (("text",), Form.TEXT),
 )
-WANTED = "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text' alone or with 'label'"
+WANTED = (
+    "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text' alone or with 'label', "
+    "or 'image' and 'label'"
+)
 READ = ("messages", "prompt", "completion", "instruction", "input", "output", "text", "label")
 ALLOWED: Mapping[type, str] = {
     str: "a string",
@@ -106,7 +114,7 @@ def problems_of(dataset: Dataset | None, columns: Sequence[str] = (), *, files: 
     yield from map(str, _unknown(dataset.uri, known, columns))
     try:
         for file in opened:
-            _check_form(file, form_of(known, str(opened[0])), opened[0])
+            check_form(file, form_of(known, str(opened[0])), opened[0])
     except DatasetError as problem:
         yield str(problem)
 
@@ -116,7 +124,7 @@ def read_rows(
     columns: Sequence[str] = (),
     *,
     files: str | None = None,
-    forms: Collection[Form] = tuple(Form),
+    forms: Collection[Form] = OF_TEXT,
 ) -> pa.Table:
     """All rows of a data set with the columns of its form, those asked for and, where there is one, `source`.
 
@@ -130,26 +138,39 @@ def read_rows(
         columns: What to keep besides.
         files: A pattern for the paths of a folder's files, in which ``*`` stands for anything. Without one, a folder
             whose files are named as several splits or configurations is refused: they are not to be mixed.
-        forms: What rows may be.
+        forms: What rows may be; of text.
 
     Raises:
         DatasetError: It is not there, cannot be read, has no rows, is of another form, or has a row that is not of
             its own.
         UnknownName: It has no such column, or Python no such corpus.
     """
-    known, opened = _headers(dataset.uri, files)
+    form, known, opened = opened_as(dataset, forms, files=files)
     for problem in _unknown(dataset.uri, known, columns):
         raise problem
-    if (form := form_of(known, str(opened[0]) if opened else dataset.uri)) not in forms:
-        raise DatasetError(dataset.uri, *other_form(form, forms))
     if not opened:
         table = pa.table(corpus(dataset.uri.removeprefix(PYTHON)))
     else:
         besides = [c for c in dict.fromkeys((SOURCE, *columns)) if c in known and c not in COLUMNS[form]]
         table = _table(opened, form, besides)
     if not table.num_rows:
-        raise _empty(dataset.uri)
+        raise empty(dataset.uri)
     return table
+
+
+def opened_as(
+    dataset: Dataset, forms: Collection[Form], *, files: str | None = None
+) -> tuple[Form, tuple[str, ...], list[Path]]:
+    """What a data set's rows are, its columns, and the files that have rows, of which Python's corpora have none.
+
+    Raises:
+        DatasetError: It is not there, has no rows, or is of none of these forms.
+        UnknownName: Python has no such corpus.
+    """
+    known, opened = _headers(dataset.uri, files)
+    if (form := form_of(known, str(opened[0]) if opened else dataset.uri)) not in forms:
+        raise DatasetError(dataset.uri, *other_form(form, forms))
+    return form, known, opened
 
 
 def digest_of(rows: Mapping[str, Sequence[Any]]) -> str:
@@ -180,14 +201,15 @@ def _headers(uri: str, pattern: str | None) -> tuple[tuple[str, ...], list[Path]
         columns = header(file)
         if columns:
             return columns, opened[i:]
-    raise _empty(uri)
+    raise empty(uri)
 
 
 def _unknown(uri: str, known: tuple[str, ...], columns: Sequence[str]) -> Iterator[UnknownName]:
     return (UnknownName(f"column of {uri!r}", c, known) for c in columns if c not in known)
 
 
-def _check_form(file: Path, form: Form, first: Path) -> None:
+def check_form(file: Path, form: Form, first: Path) -> None:
+    """Raise `DatasetError` where a file's rows are not of the form that those of the first one have."""
     columns = header(file)
     if columns and (other := form_of(columns, str(file))) != form:
         what = f"holds rows of the form {other.value!r}, expected {form.value!r} as in {first.name!r}"
@@ -215,7 +237,7 @@ def _rows(
     files: Sequence[Path], form: Form, besides: Sequence[str], kinds: dict[str, type]
 ) -> Iterator[dict[str, Any]]:
     for file in files:
-        _check_form(file, form, files[0])
+        check_form(file, form, files[0])
         for where, record in records(file, {*READ, *besides}):
             row = record
             if form is Form.PROMPT_COMPLETION and "instruction" in record and "prompt" not in record:
@@ -270,5 +292,6 @@ def _text(value: object, column: str, where: str) -> str | None:
     return None if value is None else json.dumps(value, sort_keys=True, default=str)
 
 
-def _empty(uri: str) -> DatasetError:
+def empty(uri: str) -> DatasetError:
+    """What is said of a data set without rows."""
     return DatasetError(uri, "has no rows, expected at least one", "Give a data set with something in it.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lfm.networks import statistics_of
 from lfm.weights import Weights
 from operators.data.batches import Batch, Rows, on_device, share
 from operators.training import Training
@@ -44,11 +45,13 @@ class Learner(ABC):
 
     Attributes:
         learnt: The parameters that require a gradient, by their names in the objective.
+        seen: What its batch normalisations have seen, by name too: a part of what is trained, without a gradient.
     """
 
     def __init__(self, objective: nn.Module, training: Training, place: Place) -> None:
         self.objective, self.training, self.place = objective, training, place
         self.learnt = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self.seen = statistics_of(objective)
 
     @abstractmethod
     def learn(self, batch: Batch, tokens: int, *, last: bool) -> Tensor:
@@ -64,7 +67,7 @@ class Learner(ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters, whole, on the CPU of the first worker; nothing on others."""
+        """`learnt` and `seen`, whole, on the CPU of the first worker; nothing on others."""
 
     @abstractmethod
     def moments(self) -> dict[str, Tensor]:
@@ -164,7 +167,8 @@ class Replicas(Learner):
 
     @override
     def weights(self) -> dict[str, Tensor]:
-        return {} if self.place.rank else {n: p.detach().cpu().clone() for n, p in self.learnt.items()}
+        held = {} if self.place.rank else {**self.learnt, **self.seen}
+        return {n: p.detach().cpu().clone() for n, p in held.items()}
 
     @override
     def moments(self) -> dict[str, Tensor]:
@@ -180,6 +184,8 @@ class Replicas(Learner):
     @torch.no_grad()
     def load(self, weights: Weights, moments: Weights, state: Mapping[str, float]) -> None:
         self.updates = int(state["updates"])
+        for name, value in self.seen.items():
+            value.copy_(weights.read(name))
         for name, p in self.learnt.items():
             p.copy_(weights.read(name))
             if f"{name}.{KINDS[0]}" in moments.headers:  # one that never had a gradient has none

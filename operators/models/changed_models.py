@@ -11,7 +11,7 @@ from lfm.errors import LfmError
 from lfm.memory.base import OtherMemory
 from operators.artifact import Adapter, Artifact, Delta, Memory, Model, kind_of
 from operators.data.vocabulary import tokens
-from operators.models import classifiers
+from operators.models import classifiers, networks
 from operators.models.language_models import adapted, architecture_of, load
 from operators.models.memory_files import consult
 from operators.models.objectives import plain
@@ -117,7 +117,10 @@ def home_with(verb: str, model: Model | Adapter | Delta, base: Model | None) -> 
 
 
 def _loaded(folder: Path) -> Any:
-    return (load if architecture_of(folder) == "decoder" else classifiers.load)(folder, torch.float32)
+    what = architecture_of(folder)
+    if what == "network":
+        return networks.load(folder)
+    return (load if what == "decoder" else classifiers.load)(folder, torch.float32)
 
 
 def beside(whole: Any, home: Path, base: Model) -> Any:

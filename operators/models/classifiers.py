@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lfm.errors import UnknownName
 from operators.artifact import Dataset
 from operators.data.batches import IGNORED, Batch, Rows
-from operators.data.row_files import DatasetError
+from operators.data.classes import distinct, numbered
 from operators.data.rows import Form, read_rows
 from operators.models.foreign_code import refuse_foreign_code
 from operators.models.language_models import UnsupportedModel, architecture_of, config_of, inject, same
@@ -96,19 +95,6 @@ def labelled_rows(dataset: Dataset, tokenizer: Any, labels: Sequence[str], train
     return rows_of(columns["text"], numbered(columns["label"], labels, dataset.uri), tokenizer, training.length)
 
 
-def numbered(given: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
-    """The numbers of labels.
-
-    Raises:
-        UnknownName: One of them is none of `labels`.
-    """
-    numbers = {label: i for i, label in enumerate(labels)}
-    strange = next((label for label in given if label not in numbers), None)
-    if strange is not None:
-        raise UnknownName(f"label of the model (in {where!r})", strange, tuple(labels))
-    return [numbers[label] for label in given]
-
-
 def rows_of(texts: Sequence[str], numbers: Sequence[int], tokenizer: Any, length: int) -> Rows:
     """Tokenize texts with what the tokenizer puts around each, one to a row."""
     whole = tokenizer(list(texts), verbose=False)["input_ids"]
@@ -123,16 +109,12 @@ def rows_of(texts: Sequence[str], numbers: Sequence[int], tokenizer: Any, length
 
 
 def labels_in(dataset: Dataset) -> tuple[str, ...]:
-    """The labels of a data set, sorted.
+    """The labels of a data set of texts, sorted.
 
     Raises:
         DatasetError: There is only one.
     """
-    found = tuple(sorted(set(read_rows(dataset, forms=(Form.LABELLED,))["label"].to_pylist())))
-    if len(found) < 2:
-        what = f"has the label {found[0]!r} alone, expected at least two to tell apart"
-        raise DatasetError(dataset.uri, what, "Give rows of more labels.")
-    return found
+    return distinct(read_rows(dataset, forms=(Form.LABELLED,))["label"].to_pylist(), dataset.uri)
 
 
 class LabelLoss(nn.Module):

@@ -11,18 +11,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lfm.errors import LfmError
+from lfm.networks import ImageNetwork
 from lfm.weights import parsed
 from operators.models.foreign_code import refuse_foreign_code
+from operators.models.networks import is_network
 from operators.models.rewrites import is_rewrites, rewritten
 from operators.models.soft_prompts import is_soft_prompt, prompted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Architecture = Literal["decoder", "encoder", "classifier"]
+Architecture = Literal["decoder", "encoder", "classifier", "network"]
 CALLED: Mapping[Architecture, str] = {
     "decoder": "a causal language model",
     "encoder": "an encoder",
     "classifier": "a classifier",
+    "network": "a network for images",
 }
 LOADED_AS: Mapping[Architecture, str] = {
     "decoder": "AutoModelForCausalLM",
@@ -155,11 +158,14 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def architecture_of(folder: Path) -> Architecture:
-    """What a text model is by its config: what that names, else what transformers has for its type.
+    """What a model is by its config: what that names, else what transformers has for its type.
 
-    An encoder sees a text from both ends and has no labels; a classifier has a head that tells them.
+    An encoder sees a text from both ends and has no labels; a classifier has a head that tells them. A network of
+    this project has no config of transformers' at all.
     """
     config = config_of(folder)
+    if not config and is_network(folder):
+        return "network"
     names = [str(name) for name in config.get("architectures") or ()]
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "classifier"
@@ -240,11 +246,13 @@ class Head:
 
 
 def head_of(model: Any) -> Head:
-    """The head of a causal language model.
+    """The head of a causal language model, or of a network for images.
 
     Raises:
         UnsupportedModel: It has none, or a part was put around it.
     """
+    if isinstance(model, ImageNetwork):
+        return Head(model.head)
     linear = model.get_output_embeddings()
     config = model.config.get_text_config()
     if not isinstance(linear, nn.Linear):

@@ -5,8 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lfm.chunks import chunked_cross_entropy
+from lfm.networks import ImageNetwork
 from operators.data.batches import IGNORED, Batch
 from operators.models.language_models import Head, head_of, hidden_states
+from operators.models.networks import seen
 
 
 class Objective(nn.Module):
@@ -40,7 +42,12 @@ def plain(model: Any) -> Any:
 
 
 def answers(model: Any, batch: Batch, *, packed: bool) -> tuple[Tensor, Tensor]:
-    """The hidden states from which a loss token is told, and those tokens: what has no loss never meets the head."""
+    """The hidden states from which a loss token is told, and those tokens: what has no loss never meets the head.
+
+    Of a network for images these are the features of each image and its label.
+    """
+    if isinstance(model, ImageNetwork):
+        return seen(model, batch)
     hidden = hidden_states(plain(model), batch.ids, batch.positions, packed=packed)
     learnt = batch.targets != IGNORED
     return hidden[learnt], batch.targets[learnt]

@@ -10,6 +10,7 @@ from operators.artifact import Dataset
 from operators.data.batches import Rows, documents, packed
 from operators.data.rows import SPOKEN, Form, columns_of, form_of, other_form, read_rows
 from operators.models.language_models import CALLED, Architecture, architecture_of, config_of
+from operators.models.networks import is_network
 from operators.training import Training
 
 CONTEXT = ("max_position_embeddings", "n_positions")  # what a config calls the longest row of its model
@@ -65,6 +66,8 @@ def unfit(
 
 def forms_for(what: Architecture) -> tuple[Form, ...]:
     """What rows such a model learns from and is measured on."""
+    if what == "network":
+        return (Form.IMAGE,)
     return SPOKEN if what == "decoder" else (Form.LABELLED,)
 
 
@@ -74,14 +77,14 @@ def _of(model: Path | None) -> str:
 
 
 def _unfit_model(training: Training, model: Path, forms: Collection[Form] | None) -> Iterator[str]:
-    if not (model / "config.json").is_file():
+    if not (model / "config.json").is_file() and not is_network(model):
         yield f"model: {str(model)!r} has no config.json, expected a folder that from_pretrained loads. Check the path."
         return
     what = architecture_of(model)
     if forms is not None and not set(forms) & set(forms_for(what)):
         wanted = next(a for a in CALLED if set(forms) & set(forms_for(a)))
         yield f"model: {str(model)!r} is {CALLED[what]}, expected {CALLED[wanted]}. Give another."
-    longest = longest_row(model)
+    longest = None if what == "network" else longest_row(model)
     if longest is not None and training.length > longest:
         yield f"length={training.length}, expected at most the {longest} tokens that the model is made for. Lower it."
 

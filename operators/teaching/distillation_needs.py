@@ -9,8 +9,10 @@ from operators.artifact import Dataset, Model
 from operators.data.rows import SPOKEN, Form, columns_of, form_of
 from operators.data.vocabulary import digest, tokens
 from operators.learning.trainer import refused
-from operators.models.language_models import head_size, num_layers
+from operators.models.language_models import CALLED, architecture_of, head_size, num_layers
+from operators.models.networks import is_network, labels_of, network_of, shape_of, unsplittable
 from operators.models.texts import unfit
+from operators.needs import unmet
 from operators.resources import Resources
 from operators.teaching.labels import labelling_of
 from operators.training import Training
@@ -34,6 +36,13 @@ def problems(
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
     sets = {"data": data, "held_out": held_out}
     yield from refused(training, resources, method)
+    if any(model is not None and is_network(model.path) for model in (teacher, student)):
+        yield from unmet(method, architectures=["network"], called="student")
+        yield from unfit(training, None, sets, (Form.IMAGE,))
+        yield from _unlike(teacher, student, method, top_k, training, resources)
+        if teacher is None and "teacher" not in (kinds or {}):
+            yield "teacher: none is given, expected a network for images. Give one: there are no labels of images."
+        return
     yield from unfit(training, None if student is None else student.path, sets, SPOKEN)
     if teacher is not None and method.needs.access != "text":
         yield from (f"teacher: {clause}" for clause in unfit(training, teacher.path, {}, SPOKEN))
@@ -57,6 +66,32 @@ def problems(
         yield from _mismatched(teacher.path, student.path, sizes)
     if teacher is None and "teacher" not in (kinds or {}):
         yield from _without_teacher(student, sets, method, top_k, training)
+
+
+def _unlike(
+    teacher: Model | None,
+    student: Model | None,
+    method: Distill,
+    top_k: int | None,
+    training: Training,
+    resources: Resources,
+) -> Iterator[str]:
+    """Whether two networks for images see the same and tell the same, and nothing is asked that only text has."""
+    if method.student_share > 0:
+        yield f"student_share={method.student_share!r} with networks for images, expected 0, as these write nothing."
+    if top_k is not None:
+        yield f"top_k={top_k!r} with networks for images, expected none: each tells all of its labels. Leave it out."
+    for name, model in (("teacher", teacher), ("student", student)):
+        if model is not None and not is_network(model.path):
+            what = CALLED[architecture_of(model.path)]
+            yield f"{name}: {str(model.path)!r} is {what}, expected a network for images, as the other. Give another."
+    if student is not None and is_network(student.path):
+        yield from unsplittable(network_of(student.path), training, resources)
+        if teacher is not None and is_network(teacher.path):
+            for what, of in (("tells the labels", labels_of), ("takes images of shape", shape_of)):
+                told, wanted = of(student.path), of(teacher.path)
+                if told != wanted:
+                    yield f"student: it {what} {told!r}, expected the teacher's, {wanted!r}. Take another student."
 
 
 def _unwritten(method: Distill, data: Dataset | None) -> Iterator[str]:

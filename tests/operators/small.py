@@ -11,6 +11,7 @@ import torch
 
 from operators.artifact import Dataset, Model
 from operators.data.batches import IGNORED, Rows
+from operators.data.images import Images, write_images
 from operators.pretraining import train_tokenizer
 from operators.resources import Resources
 
@@ -104,6 +105,18 @@ def labelled(path: Path, number: int = 18, labels: Sequence[str] = ("animal", "o
             label = labels[i % len(labels)]
             words = [telling[label], *draw.choice(["the", "on", "a", "it"], draw.integers(0, 5))]
             file.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
+    return Dataset(str(path))
+
+
+def images(path: Path, number: int = 24, side: int = 6, seed: int = 3) -> Dataset:
+    """Grey images of which a bright row, column or corner says the label; the rest is noise."""
+    draw = np.random.default_rng(seed)
+    pixels = 0.3 * draw.random((number, 1, side, side), np.float32)
+    labels = ("column", "corner", "row")
+    for i, image in enumerate(pixels):
+        where = [(slice(None), 2), (slice(0, 3), slice(0, 3)), (2, slice(None))][i % 3]
+        image[0][where] += 0.6
+    write_images(Images(pixels, tuple(labels[i % 3] for i in range(number))), path)
     return Dataset(str(path))
 
 
