@@ -159,7 +159,7 @@ def edit(
         raise EditingError(wrong)
     rows = read_facts(facts)
     whole = load(model.path, torch.float32).requires_grad_(False)
-    whole.to("cuda" if work.resources.gpus else "cpu")
+    whole.to(work.resources.device)
     tokenizer = load_tokenizer(model.path)
     engine = Native(whole, tokenizer)
     contexts = written(engine, 0 if method.taught else num_contexts, work.seed)

@@ -165,7 +165,7 @@ def evaluate(
     for unusable in _unfit_datastore(datastore, model, {k: (type(v),) for k, v in given.items() if v is not None}):
         raise unusable
     whole, home = opened("evaluate", model, base, memory)
-    device = torch.device("cuda" if work.resources.gpus else "cpu")
+    device = torch.device(work.resources.device)
     whole.to(device)
     sets: dict[str, tuple[Measure, Any]] = {}
     if (what := architecture_of(home)) != "decoder":

@@ -169,7 +169,6 @@ def measure(
         home=home,
         rows=len(rows),
         batch_size=batch_size,
-        device="cuda" if work.resources.gpus else "cpu",
     )
     tokens = lay_down(rows, home)
     total = observed(work, job)

@@ -64,7 +64,7 @@ def remember(
     """
     name_of(method)
     rows = read_facts(facts)
-    whole = load(model.path, torch.float32).to(torch.device("cuda" if work.resources.gpus else "cpu"))
+    whole = load(model.path, torch.float32).to(work.resources.device)
     engine = Native(whole, load_tokenizer(model.path))
     blocks = Blocks(whole)
     state = None if memory is None else _earlier(memory, model, method)

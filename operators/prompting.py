@@ -95,7 +95,7 @@ def prompt(
     others = None if held_out is None else read_choices(held_out, tokenizer, room=room, like=rows)
     words = whole.get_input_embeddings().weight.detach().float().cpu()
     initial = words[torch.randint(len(tokenizer), (method.length,), generator=torch.Generator().manual_seed(seed))]
-    device = torch.device("cuda" if work.resources.gpus else "cpu")
+    device = torch.device(work.resources.device)
     reader = Reader(whole.to(device), tokenizer.pad_token_id, batch_size=batch_size)
     oracle = Oracle(lambda candidates: reader.probabilities(candidates, rows), budget=method.budget)
     state = method.start(initial, spread=float(words.std()), seed=seed)

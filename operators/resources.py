@@ -83,6 +83,11 @@ class Resources:
         return self.workers > 1 or self.strategy != "single"
 
     @property
+    def device(self) -> str:
+        """What torch calls what each worker computes on."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
     def cpus(self) -> float:
         """CPUs of all workers together."""
         return self.workers * self.cpus_per_worker

@@ -83,7 +83,7 @@ def fit(
     asks = resources or work.resources
     if asks.grouped:
         return home / "trained", _together(work, make, arguments, training, asks, home)
-    place = Place(device=torch.device("cuda" if asks.gpus else "cpu"))
+    place = Place(device=torch.device(asks.device))
     return home / "trained", learn(place, make, arguments, training, work, home)
 
 

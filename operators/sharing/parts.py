@@ -1,4 +1,4 @@
-"""A large piece of work in parts, each a Parquet file: done here, or by workers of Ray Data, and kept as it goes."""
+"""A large piece of work in parts, each a file: done here, or by workers of Ray Data, and kept as it goes."""
 
 import json
 import os
@@ -6,11 +6,13 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from lfm.errors import LfmError
 from operators.code import Code, bring, brought
@@ -26,9 +28,12 @@ BLOCKS = 1000  # what Ray Data hands out at most: with more it is busy with itse
 class Worker(Protocol):
     """What does parts, in any process; they are known by their numbers."""
 
-    def part(self, number: int) -> pa.Table:
+    def part(self, number: int) -> "Part":
         """Do one; what comes out depends on nothing but the number."""
 
+
+Part: TypeAlias = "pa.Table | dict[str, Tensor]"
+"""What comes of one: rows, which become a file of Parquet, or tensors by name, which become one of safetensors."""
 
 Open = Callable[..., Worker]
 """A function of a module, called where the work is done with a device and plain arguments."""
@@ -57,8 +62,7 @@ def in_parts(work: Workspace, open_worker: Open, arguments: Mapping[str, Any], t
     _take_up(work.kept(), files, name)
     todo = [number for number, file in enumerate(files) if not file.exists()]
     pace, done = Pace(), total - len(todo)
-    who = _spread if work.resources.workers > 1 else _here
-    for _ in who(work, open_worker, arguments, files, todo):
+    for _ in each_part(work.resources, open_worker, arguments, files, todo):
         done += 1
         work.progress(done, total)
         leaving = work.leaving()
@@ -70,41 +74,58 @@ def in_parts(work: Workspace, open_worker: Open, arguments: Mapping[str, Any], t
     return files
 
 
-def _here(
-    work: Workspace, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
+def each_part(
+    resources: Resources, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
 ) -> Iterator[int]:
-    if todo:
-        worker = open_worker(torch.device("cuda" if work.resources.gpus else "cpu"), **arguments)
+    """Do some parts in any order, and say of each when its file is there.
+
+    Args:
+        resources: How many workers there are.
+        open_worker: As of `in_parts`.
+        arguments: As of `in_parts`.
+        files: The file of each part, by its number; in a folder that all workers see.
+        todo: The parts.
+
+    Raises:
+        NodeLost: A worker was lost with its machine. What one raises on purpose comes as it is.
+    """
+    if not todo:
+        return
+    if resources.workers > 1:
+        yield from _spread(resources, open_worker, arguments, files, todo)
+        return
+    worker = open_worker(torch.device(resources.device), **arguments)
     for number in todo:
         _write(worker.part(number), files[number])
         yield number
 
 
 def _spread(
-    work: Workspace, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
+    resources: Resources, open_worker: Open, arguments: Mapping[str, Any], files: Sequence[Path], todo: Sequence[int]
 ) -> Iterator[int]:
     """Have workers of Ray Data do parts; what comes back are their numbers, the files stay where they were written."""
     import ray
 
-    if not todo:
-        return
     before = nodes()
     parts = ray.data.from_items([{"part": n} for n in todo], override_num_blocks=min(len(todo), BLOCKS))
     parts.context.enable_progress_bars = False
-    parts.context.raise_original_map_exception = True
-    job = (pickle.dumps((open_worker, dict(arguments))), brought(), [str(file) for file in files], work.resources)
+    job = (pickle.dumps((open_worker, dict(arguments))), brought(), [str(file) for file in files], resources)
     with warnings.catch_warnings():
         # Ray's only way to say so: it announces another one for 2.64.
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
-        done = parts.map_batches(_Doer, batch_size=1, fn_constructor_args=job, **_asked(work.resources, len(todo)))
+        done = parts.map_batches(_Doer, batch_size=1, fn_constructor_args=job, **_asked(resources, len(todo)))
     try:
         for row in done.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
             yield int(row["part"])
+    except ray.exceptions.RayTaskError:  # what nobody raises on purpose
+        raise
     except ray.exceptions.RayError as error:
-        known = _reason(error, before)
-        if known is None:
+        lost = lost_with("a worker", error, before)
+        if lost is None:
             raise
-        raise known from error
+        raise lost from error
 
 
 def _asked(resources: Resources, parts: int) -> dict[str, Any]:
@@ -122,38 +143,41 @@ def _asked(resources: Resources, parts: int) -> dict[str, Any]:
     }
 
 
-def _reason(error: BaseException, before: frozenset[str]) -> LfmError | None:
-    """What a worker raised on purpose, or a lost machine; None where it is neither."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, LfmError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return lost_with("a worker", error, before)
-
-
 class _Doer:
-    """One process of Ray Data's."""
+    """One process of Ray Data's; its worker opens with its first part, so that what goes wrong then is told too."""
 
     def __init__(self, packed: bytes, code: Code, files: Sequence[str], resources: Resources) -> None:
-        self.files = [Path(file) for file in files]
-        if not self.files[0].parent.is_dir():
-            raise FolderNotShared(0, str(self.files[0].parent))
-        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-        bring(code)
-        open_worker, arguments = pickle.loads(packed)
-        self.worker: Worker = open_worker(torch.device("cuda" if resources.gpus else "cpu"), **arguments)
+        self.packed, self.code, self.files, self.resources = packed, code, [Path(file) for file in files], resources
+        self.worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["part"]:
-            _write(self.worker.part(int(number)), self.files[number])
-        return batch
+        """Do a part; an error comes as an answer, as Ray Data would hand on nothing but its words."""
+        (number,) = map(int, batch["part"])
+        try:
+            self.worker = self.worker or self._opened()
+            _write(self.worker.part(number), self.files[number])
+        except (LfmError, RuntimeError, OSError, MemoryError) as error:
+            return {"part": [number], "error": [pickle.dumps(error)]}
+        return {"part": [number], "error": [b""]}
+
+    def _opened(self) -> Worker:
+        home = self.files[0].parent
+        if not home.is_dir():
+            raise FolderNotShared(0, str(home))
+        torch.set_num_threads(max(1, int(self.resources.cpus_per_worker)))
+        bring(self.code)
+        open_worker, arguments = pickle.loads(self.packed)
+        worker: Worker = open_worker(torch.device(self.resources.device), **arguments)
+        return worker
 
 
-def _write(table: pa.Table, file: Path) -> None:
+def _write(part: Part, file: Path) -> None:
     """A part that is there is whole."""
     new = file.with_suffix(".new")
-    pq.write_table(table, new)
+    if isinstance(part, dict):
+        save_file(part, new)
+    else:
+        pq.write_table(part, new)
     os.replace(new, file)
 
 

@@ -217,7 +217,7 @@ def test_any_number_of_workers_writes_the_same_bytes(one_ray, tmp_path, model, d
     assert (two.path / SAVED[0]).read_bytes() == (alone[0].path / SAVED[0]).read_bytes()
     assert step.data["about"]["kinds"] == ["fisher", "gram"]
 
-    job = Pass(model=model, base=None, statistics=(), home=tmp_path / "elsewhere", rows=4, batch_size=1, device="cpu")
+    job = Pass(model=model, base=None, statistics=(), home=tmp_path / "elsewhere", rows=4, batch_size=1)
     with pytest.raises(FolderNotShared, match="expected the store on storage that every machine mounts"):
         observed(small.Work(tmp_path / "none", work.resources), job)
 
