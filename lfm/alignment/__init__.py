@@ -1,0 +1,1 @@
+"""Bring models into one basin."""
