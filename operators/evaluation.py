@@ -20,7 +20,7 @@ from operators.data.row_files import DatasetError
 from operators.data.rows import COLUMNS, SPOKEN, columns_of, digest_of, read_rows
 from operators.engines.consulting import consulting
 from operators.engines.native import Native, Sampling
-from operators.measures.accuracy import Labels, OfImages, OfTexts
+from operators.measures.accuracy import labels_told
 from operators.measures.edit_scores import CARRIED_FACTS, Facts
 from operators.models import classifiers
 from operators.models.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
@@ -168,17 +168,13 @@ def evaluate(
     device = torch.device(work.resources.device)
     whole.to(device)
     sets: dict[str, tuple[Measure, Any]] = {}
-    if (what := architecture_of(home)) != "decoder":
-        labels: Labels
-        if what == "network":
-            labels = OfImages(whole, home, batch_size=batch_size)
-        else:
-            labels = OfTexts(whole, home, length=length, batch_size=batch_size)
+    if architecture_of(home) != "decoder":
+        labels = labels_told(whole, home, length=length, batch_size=batch_size)
         sets = {name: (labels, labels.read(dataset, max_documents)) for name, dataset in data.items()}
     else:
         answered = Answers(whole, home, datastore, length=length, batch_size=batch_size, max_tokens=generate)
         facts = {name: read_facts(dataset)[:max_documents] for name, dataset in data.items() if _of_facts(dataset)}
-        spoken = {name: _rows(d, max_documents) for name, d in data.items() if name not in facts}
+        spoken = {name: answered.read(d, max_documents) for name, d in data.items() if name not in facts}
         if carried and (own := inherited([home, model.path, *([memory.path] if memory else [])])):
             facts[CARRIED_FACTS] = own
         helped = memory is not None or datastore is not None
@@ -240,6 +236,10 @@ class Answers:
         self.engine = consulting(model, load_tokenizer(home), datastore)
         self.length, self.batch_size, self.max_tokens = length, batch_size, max_tokens
         check_length("evaluate", length, self.engine.context)
+
+    def read(self, dataset: Dataset, max_documents: int | None) -> Mapping[str, Sequence[Any]]:
+        """A set's documents, only so many."""
+        return dict(read_rows(dataset, forms=SPOKEN).slice(0, max_documents).to_pydict())
 
     def work(self, rows: Mapping[str, Sequence[Any]]) -> int:
         """See `Measure`."""
@@ -360,10 +360,6 @@ def _wanted(rows: Mapping[str, Sequence[Any]]) -> Iterator[str | None]:
             yield said
         else:
             yield next((m["content"] for m in reversed(said) if m["role"] == "assistant"), None)
-
-
-def _rows(dataset: Dataset, max_documents: int | None) -> dict[str, list[Any]]:
-    return dict(read_rows(dataset, forms=SPOKEN).slice(0, max_documents).to_pydict())
 
 
 def _of_facts(dataset: Dataset | None) -> bool:

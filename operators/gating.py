@@ -19,8 +19,9 @@ from operators.evaluation import DOCUMENTS, SUMMARY
 from operators.measures.edit_scores import EditMeasure
 from operators.workspace import Workspace
 
-Measure = Literal["loss", "exact_match", "chrf", "accuracy", EditMeasure, "score"]
-LOWER = ("loss", "divergence")  # better when lower
+Measure = Literal["loss", "exact_match", "chrf", "accuracy", EditMeasure, "score", "barrier"]
+LOWER = ("loss", "divergence", "barrier")  # better when lower
+WHOLE = ("score", "barrier")  # of a set, of which no document has its own
 GENERATED = ("exact_match", "chrf", "fluency")  # depend on how many tokens an answer may have
 
 
@@ -33,8 +34,8 @@ class Requirement:
         than: The one it is compared with; or a number that the mean itself has to reach. Facts that were edited are
             all that there are and no sample of more, so a number is compared without an interval.
         on: The set.
-        measure: ``loss`` and ``divergence`` have to be lower, all others higher. ``score`` is no document's own and
-            can only reach a number.
+        measure: ``loss``, ``divergence`` and ``barrier`` have to be lower, all others higher. ``score`` and ``barrier``
+            are no document's own and can only reach a number.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
@@ -69,8 +70,8 @@ def _foreseen(
     for requirement in require:
         if requirement.better == requirement.than:
             yield f"gate: {requirement.better!r} has to be better than itself, expected another result. Name one."
-        if requirement.measure == "score" and isinstance(requirement.than, str):
-            yield f"gate: score is compared with {requirement.than!r}, expected a number: it is of a set. Give one."
+        if (of := requirement.measure) in WHOLE and isinstance(requirement.than, str):
+            yield f"gate: {of} is compared with {requirement.than!r}, expected a number: it is of a set. Give one."
         for name in requirement.names:
             try:
                 _looked_up(name, requirement, results)
@@ -124,8 +125,8 @@ def compared(requirement: Requirement, results: Mapping[str, Metrics]) -> Differ
     if requirement.measure in GENERATED and one["generate"] != other["generate"]:
         what = f"{pair} answered with up to {one['generate']} and {other['generate']} tokens"
         raise NotComparable(what, "the same number", "Evaluate both with the same generate.")
-    if requirement.measure == "score":
-        what = f"{pair} have one score each, and no document has its own"
+    if requirement.measure in WHOLE:
+        what = f"{pair} have one {requirement.measure} each, and no document has its own"
         raise NotComparable(what, "a measure of each document, or a number", "Give one.")
     mine, theirs = (documents_of(results[name], requirement.on) for name in names)
     if requirement.measure == "loss":
@@ -148,7 +149,7 @@ def _looked_up(name: str, requirement: Requirement, results: Mapping[str, Metric
     if result is None:
         return {}
     if not (result.path / SUMMARY).is_file():
-        fix = "Give what evaluate made."
+        fix = "Give what evaluate or barrier made."
         raise DatasetError(str(result.path), f"holds no {SUMMARY}, expected the result of an evaluation", fix)
     said = json.loads((result.path / SUMMARY).read_text())
     if requirement.on not in said["sets"]:

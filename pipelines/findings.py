@@ -27,6 +27,7 @@ MEASURES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "divergence": min,
     "fluency": max,
     "score": max,
+    "barrier": min,
 }
 """The measures of an evaluation that come first, and which of several values is the best one."""
 ALWAYS = ("loss", "perplexity", "exact_match", "chrf")  # have a column in a table even where nothing has them

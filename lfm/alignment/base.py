@@ -111,17 +111,22 @@ def at(ends: Sequence[Tensors], t: float) -> dict[str, Tensor]:
     }
 
 
-def barrier(points: Sequence[float], losses: Sequence[float]) -> float:
+def barrier(points: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
     """How far the loss on a way between two models rises above the straight line between its losses at both ends.
 
-    The result is the largest `losses[i] - ((1 - t) * losses[0] + t * losses[-1])` with `t = points[i]`; never below 0.
+    With `t = points[i]` it rises by `losses[i] - ((1 - t) * losses[0] + t * losses[-1])`.
 
     Args:
         points: Values of t from 0 to 1, both among them, in order.
         losses: Those there.
 
+    Returns:
+        The largest rise, which is never below 0, and where on the way it is.
+
     Example:
         >>> barrier([0.0, 0.25, 1.0], [1.0, 4.0, 3.0])
-        2.5
+        (2.5, 0.25)
     """
-    return max(x - ((1 - t) * losses[0] + t * losses[-1]) for t, x in zip(points, losses, strict=True))
+    rises = [x - ((1 - t) * losses[0] + t * losses[-1]) for t, x in zip(points, losses, strict=True)]
+    highest = max(rises)
+    return highest, points[rises.index(highest)]

@@ -141,3 +141,10 @@ class OfImages(Labels):
     def told(self, batch: Batch) -> tuple[Float[Tensor, "documents labels"], Int[Tensor, "documents"]]:
         features, right = networks.seen(self.model, batch)
         return self.model.head(features), right
+
+
+def labels_told(model: Any, home: Path, *, length: int, batch_size: int) -> Labels:
+    """What measures a classifier of texts, whose rows have `length` tokens, or a network for images."""
+    if isinstance(model, ImageNetwork):
+        return OfImages(model, home, batch_size=batch_size)
+    return OfTexts(model, home, length=length, batch_size=batch_size)

@@ -22,8 +22,20 @@ from lfm.weights import Weights, Writer
 from operators.artifact import Model, Statistics
 from operators.merges.experts import Expert, MergeError, called, clause, reader
 from operators.merges.known import Learnt, Measured
-from operators.merges.plan import MERGED, SCANNED, Piece, Target, bundles, memory, num_layers_of, pieces, targets
+from operators.merges.plan import (
+    MERGED,
+    SCANNED,
+    Piece,
+    Target,
+    bundles,
+    layers_of,
+    memory,
+    num_layers_of,
+    pieces,
+    targets,
+)
 from operators.models.language_models import DTYPES, config_of
+from operators.models.networks import is_network
 from operators.sharing.crew import BUNDLES, Done, Tally, Tasks, Threads, one_thread_each, threads_of
 from operators.sharing.notices import Preempted
 from operators.sharing.pace import Pace
@@ -141,9 +153,12 @@ def planned(base: Model, source: Weights, num_experts: int, method: Merge, dtype
     """The parameters of the merged model.
 
     Raises:
-        LfmError: The method stacks layers that are not there.
+        LfmError: The method stacks layers that are not there, or those of a network, each of its own width.
     """
     number = num_layers_of(config_of(base.path))
+    if is_network(base.path) and method.layers(num_experts, layers_of(source.headers)[1]) is not None:
+        what = "a network for images, whose layers are of widths of their own"
+        raise MergeError((clause("base", what, "a model of layers that are alike", "Choose another method."),))
     stored_as = None if dtype == "base" else DTYPES[dtype]
     return targets(source.headers, method, num_experts, dtype=stored_as, num_layers=number)
 

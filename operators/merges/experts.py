@@ -1,8 +1,7 @@
 """What experts are to the base they were fine-tuned from: whether they fit it, and their value of each parameter."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from itertools import zip_longest
 from pathlib import Path
 
 from lfm.errors import LfmError, ShapeError
@@ -10,14 +9,13 @@ from lfm.weights import Header, Weights, equal
 from operators.artifact import Adapter, Delta, Model, kind_of
 from operators.data.vocabulary import tokens
 from operators.models.adapters import read_adapter
-from operators.models.classifiers import labels_of
+from operators.models.alike import first_of, other_labels, used_otherwise
 from operators.models.language_models import config_of
 from operators.models.rewrites import is_rewrites, read
 from operators.models.weight_changes import Change, Values, base_of, read_delta, unchanged
 
 HEAD = "lm_head.weight"  # the one name that a folder may leave out, where the input embedding is used for it
-# What a config says of how parameters are used: with other values the same shapes mean something else.
-USES = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+COUNTER = "num_batches_tracked"  # of batch normalisation, which only counts; the base's stays
 SAME_BASE = "Give the model that the expert was fine-tuned from as base."
 
 Expert = Model | Adapter | Delta
@@ -107,24 +105,22 @@ def _differences(
     where: str, weights: Weights, source: Weights, expert: Model, base: Model, *, alike: Alike
 ) -> Iterator[str]:
     """What a whole model has otherwise than its base, as far as `alike` can tell."""
-    theirs, ours = config_of(expert.path), config_of(base.path)
-    for field in USES:
-        if field in theirs and field in ours and theirs[field] != ours[field]:
-            what, allowed = f"{field}={theirs[field]!r} in its config", f"{ours[field]!r} as in the base's"
-            yield clause(where, what, allowed, "Merge models of one architecture.")
-            return
-    yield from _other_labels(where, labels_of(expert.path), labels_of(base.path))
+    if otherwise := used_otherwise(expert.path, base.path):
+        yield clause(where, *otherwise, "Merge models of one architecture.")
+        return
+    if other := other_labels(expert.path, base.path):
+        yield clause(where, *other, "Merge classifiers of the same labels in the same order.")
     headers = {name: twin for name in source.headers if (twin := _header(name, weights, source, alike)) is not None}
     lacking = [n for n in source.headers if n not in headers]
     if lacking:
-        yield clause(where, f"no parameter {_first(lacking)}", "all that the base has", SAME_BASE)
+        yield clause(where, f"no parameter {first_of(lacking)}", "all that the base has", SAME_BASE)
     beside = [n for n in weights.headers if n not in source.headers and _twin(n, weights, source, alike) is None]
     if beside:
-        yield clause(where, f"parameter {_first(beside)} beside the base's", "only what the base has", SAME_BASE)
+        yield clause(where, f"parameter {first_of(beside)} beside the base's", "only what the base has", SAME_BASE)
     shapes = [n for n, h in headers.items() if h.shape != source.headers[n].shape]
     if shapes:
         fix = "Align the vocabularies, or merge models of one architecture."
-        yield _shape(where, _first(shapes), headers[shapes[0]].shape, source.headers[shapes[0]].shape, fix)
+        yield _shape(where, first_of(shapes), headers[shapes[0]].shape, source.headers[shapes[0]].shape, fix)
     fitting = [n for n in headers if n not in shapes]
     floats = [n for n in fitting if source.headers[n].dtype.is_floating_point]
     for name in fitting:
@@ -132,7 +128,7 @@ def _differences(
         if got != wanted and not (got.is_floating_point and wanted.is_floating_point):
             yield clause(where, f"{name!r} stored as {got}", f"{wanted} as in the base", SAME_BASE)
             return
-        if name not in floats and not alike(source, name, weights, name):
+        if name not in floats and not name.endswith(COUNTER) and not alike(source, name, weights, name):
             fix = "Integers cannot be merged; make them equal."
             yield clause(where, f"{name!r} differs from the base's", "the same integers", fix)
     if len(fitting) == len(source.headers):
@@ -142,16 +138,6 @@ def _differences(
 def _header(name: str, weights: Weights, source: Weights, alike: Alike) -> Header | None:
     """What an expert has for a parameter of the base."""
     return weights.headers.get(name if name in weights.headers else _twin(name, source, weights, alike) or name)
-
-
-def _other_labels(where: str, theirs: Sequence[str], ours: Sequence[str]) -> Iterator[str]:
-    if not theirs or not ours:  # another kind of model, which has other parameters
-        return
-    number = next((i for i, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]), None)
-    if number is not None:
-        got, wanted = (repr(labels[number]) if number < len(labels) else "none" for labels in (theirs, ours))
-        fix = "Merge classifiers of the same labels in the same order."
-        yield clause(where, f"label {number} is {got} in its config", f"{wanted} as in the base's", fix)
 
 
 def _other_tokens(where: str, expert: Path, base: Path) -> Iterator[str]:
@@ -184,10 +170,10 @@ def _unfit_changes(where: str, expert: Adapter | Delta, base: Model | None, sour
     strange = [n for n in changes if n not in known]
     if strange:
         fix = f"Take it out of the {kind_of(type(expert))}, or merge with the base that has it."
-        yield clause(where, f"a change of {_first(strange)}", "changes of what the base has", fix)
+        yield clause(where, f"a change of {first_of(strange)}", "changes of what the base has", fix)
     shapes = [n for n, c in changes.items() if n in known and c.shape != source.headers[n].shape]
     if shapes:
-        yield _shape(where, _first(shapes), changes[shapes[0]].shape, source.headers[shapes[0]].shape, SAME_BASE)
+        yield _shape(where, first_of(shapes), changes[shapes[0]].shape, source.headers[shapes[0]].shape, SAME_BASE)
 
 
 def _changes(expert: Adapter | Delta) -> Mapping[str, Change]:
@@ -216,11 +202,6 @@ def _changed(where: str, expert: Adapter | Delta, base: Model, source: Weights) 
 
 def _shape(where: str, names: str, got: tuple[int, ...], wanted: tuple[int, ...], fix: str) -> str:
     return str(ShapeError(f"{where} {names}", got, wanted, fix))
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]!r}{more}"
 
 
 def _tied(base: Model, source: Weights) -> dict[str, str]:

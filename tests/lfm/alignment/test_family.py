@@ -92,5 +92,6 @@ def test_the_way_between_two_models_is_straight_and_ends_at_them():
 def test_a_barrier_is_what_rises_above_the_line_between_both_ends():
     points, losses = [0.0, 0.25, 0.5, 1.0], [1.0, 1.2, 4.0, 2.0]
     lines = [1.0, 1.25, 1.5, 2.0]
-    assert barrier(points, losses) == max(loss - line for loss, line in zip(losses, lines, strict=True)) == 2.5
-    assert barrier([0.0, 0.5, 1.0], [1.0, 0.2, 2.0]) == 0
+    height = max(loss - line for loss, line in zip(losses, lines, strict=True))
+    assert barrier(points, losses) == (height, 0.5) == (2.5, 0.5)
+    assert barrier([0.0, 0.5, 1.0], [1.0, 0.2, 2.0]) == (0, 0)
