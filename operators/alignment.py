@@ -52,11 +52,16 @@ def _foreseen(
             return
     try:
         if base is not None and model is not None:
-            yield from unlike(f"model {model.uri!r}", model.path, base.path, "Align models of one architecture.")
+            yield from _unlike(model, base)
         for folder in [*found.values()][-1:]:
             spec_of(folder, method, groups)
     except LfmError as problem:
         yield str(problem)
+
+
+def _unlike(model: Model, base: Model) -> Iterator[str]:
+    fix = "Align models of one architecture."
+    return unlike(f"model {model.uri!r}", model.path, "the base", base.path, fix)
 
 
 def spec_of(folder: Path, method: Align, groups: Mapping[str, Sequence[Named]] | None) -> PermutationSpec:
@@ -100,8 +105,7 @@ def align(
         GroupError: It is no plain chain and nothing is declared, or what is declared does not fit.
         UnknownName: There is no tensor of a name that is declared.
     """
-    wrong = tuple(unlike(f"model {model.uri!r}", model.path, base.path, "Align models of one architecture."))
-    if wrong:
+    if wrong := tuple(_unlike(model, base)):
         raise AlignmentError(wrong)
     spec = spec_of(model.path, method, groups)
     ours, theirs = Weights(base.path), Weights(model.path)

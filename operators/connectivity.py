@@ -72,7 +72,7 @@ def _unlike(ends: Sequence[Model | None], *, calibrated: bool) -> Iterator[str]:
         return
     first, second = ends
     if first is not None and second is not None:
-        yield from unlike(f"ends[1] {second.uri!r}", second.path, first.path, SAME)
+        yield from unlike(f"ends[1] {second.uri!r}", second.path, "ends[0]", first.path, SAME)
     end = first or second
     if end is None:
         return

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -68,6 +68,12 @@ class Axis:
         """The tensor with unit `order[i]` at place `i`."""
         places = order[:, None] * self.repeats + torch.arange(self.repeats)
         return value.index_select(self.axis, places.reshape(-1).to(value.device))
+
+    def rows(self, value: Tensor) -> Float[Tensor, "units numbers"]:
+        """The tensor as a row for each unit, with all that belongs to it."""
+        moved = value.movedim(self.axis, 0)
+        units = moved.shape[0] // self.repeats
+        return moved.reshape(units, math.prod(value.shape) // units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +263,3 @@ class _Walk:
 
     def _refused(self, what: str) -> GroupError:
         return GroupError(self.network, what, CHAIN, DECLARE)
-
-
-def stretched(value: Tensor, axis: Axis) -> Tensor:
-    """A tensor as a row for each unit: of shape (units, what belongs to one)."""
-    moved = value.movedim(axis.axis, 0)
-    units = moved.shape[0] // axis.repeats
-    return moved.reshape(units, math.prod(value.shape) // units)

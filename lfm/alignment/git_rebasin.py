@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from typing_extensions import override
 
-from lfm.alignment._groups import Tensors, stretched
+from lfm.alignment._groups import Tensors
 from lfm.alignment.base import Align, Axis, Permutations, PermutationSpec
 
 ROUNDING = 1e-12  # of what two models can agree at most: a smaller gain may be none
@@ -88,7 +88,7 @@ def products(a: Tensors, b: Tensors, found: Permutations, group: str) -> Float[T
     for axis in found.spec.groups[group]:
         if axis.tensor not in found.spec.carried:
             others = _permuted(axis.tensor, b[axis.tensor].double(), found, but=axis)
-            parts.append(stretched(a[axis.tensor].double(), axis) @ stretched(others, axis).T)
+            parts.append(axis.rows(a[axis.tensor].double()) @ axis.rows(others).T)
     return torch.stack(parts).sum(dim=0)
 
 

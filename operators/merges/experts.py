@@ -106,10 +106,11 @@ def _differences(
 ) -> Iterator[str]:
     """What a whole model has otherwise than its base, as far as `alike` can tell."""
     if otherwise := used_otherwise(expert.path, base.path):
-        yield clause(where, *otherwise, "Merge models of one architecture.")
+        yield clause(where, otherwise[0], f"{otherwise[1]} as in the base's", "Merge models of one architecture.")
         return
     if other := other_labels(expert.path, base.path):
-        yield clause(where, *other, "Merge classifiers of the same labels in the same order.")
+        fix = "Merge classifiers of the same labels in the same order."
+        yield clause(where, other[0], f"{other[1]} as in the base's", fix)
     headers = {name: twin for name in source.headers if (twin := _header(name, weights, source, alike)) is not None}
     lacking = [n for n in source.headers if n not in headers]
     if lacking:

@@ -20,7 +20,7 @@ def used_otherwise(folder: Path, other: Path) -> tuple[str, str] | None:
         theirs, ours = read(folder), read(other)
         for field in fields:
             if field in theirs and field in ours and theirs[field] != ours[field]:
-                return f"{field}={theirs[field]!r} in its {found}", f"{ours[field]!r} as in the base's"
+                return f"{field}={theirs[field]!r} in its {found}", repr(ours[field])
     return None
 
 
@@ -33,16 +33,17 @@ def other_labels(folder: Path, other: Path) -> tuple[str, str] | None:
     if number is None:
         return None
     got, wanted = (repr(labels[number]) if number < len(labels) else "none" for labels in (theirs, ours))
-    return f"label {number} is {got} in its config", f"{wanted} as in the base's"
+    return f"label {number} is {got} in its config", wanted
 
 
-def unlike(where: str, folder: Path, other: Path, fix: str) -> Iterator[str]:
+def unlike(where: str, folder: Path, of: str, other: Path, fix: str) -> Iterator[str]:
     """What keeps two models from having every tensor in common, a clause each; reads headers only.
 
     Args:
-        where: What messages call the first one; the second one is the base.
-        folder: The first one's.
-        other: The second one's.
+        where: What messages call the first one.
+        folder: Its folder.
+        of: What messages call the second one.
+        other: Its folder.
         fix: What to do about it.
 
     Raises:
@@ -50,13 +51,13 @@ def unlike(where: str, folder: Path, other: Path, fix: str) -> Iterator[str]:
     """
     for what in (used_otherwise(folder, other), other_labels(folder, other)):
         if what is not None:
-            yield f"{where}: {what[0]}, expected {what[1]}. {fix}"
+            yield f"{where}: {what[0]}, expected {what[1]} as in {of}. {fix}"
             return
     theirs, ours = Weights(folder).headers, Weights(other).headers
     if lacking := [name for name in ours if name not in theirs]:
-        yield f"{where}: no tensor {first_of(lacking)}, expected all that the base has. {fix}"
+        yield f"{where}: no tensor {first_of(lacking)}, expected all that {of} has. {fix}"
     if beside := [name for name in theirs if name not in ours]:
-        yield f"{where}: tensor {first_of(beside)} beside the base's, expected only what the base has. {fix}"
+        yield f"{where}: tensor {first_of(beside)}, expected only what {of} has. {fix}"
     for name in theirs:
         if name in ours and theirs[name].shape != ours[name].shape:
             yield str(ShapeError(f"{where} {name!r}", theirs[name].shape, ours[name].shape, fix))

@@ -1,6 +1,8 @@
-"""Handwritten digits, and small networks that have learnt them from different starts."""
+"""Handwritten digits, and small networks: as they start, or after they have learnt digits."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,4 +44,13 @@ def learnt(folder: Path, data: Dataset, network: Network, *, seed: int, steps: i
         loss.backward()
         optimizer.step()
     save(made, {}, LABELS, folder)
+    return Model(str(folder))
+
+
+def start(folder: Path, *, seed: int = 0, labels: Sequence[str] = ("column", "corner", "row"), **changes: Any) -> Model:
+    """A network for images of 6 x 6 pixels whose batch normalisation has seen noise, and which has learnt nothing."""
+    torch.manual_seed(seed)
+    made = ImageNetwork(Network(**{"kind": "cnn", "widths": (4, 5), **changes}), (1, 6, 6), len(labels))
+    made(torch.rand(20, 1, 6, 6))
+    save(made, {}, labels, folder)
     return Model(str(folder))

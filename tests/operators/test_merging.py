@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lfm.merging.linear import Linear
+from lfm.merging.passthrough import Passthrough
 from lfm.merging.task_arithmetic import TaskArithmetic
 from lfm.merging.ties import TIES
 from lfm.weights import Weights
@@ -18,10 +19,12 @@ from operators.catalog import Catalog
 from operators.merges.experts import MergeError
 from operators.merging import merge, problems
 from operators.models.adapters import UnsupportedAdapter, read_adapter
+from operators.models.networks import load as load_network
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import survey
 from pipelines.spec import parsed
 from pipelines.text import Text
+from tests.operators import digits
 
 F4 = json.dumps({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
 
@@ -474,3 +477,31 @@ steps:
     one, two = draft.places.sentences(survey(draft.spec, looks, Catalog()))
     assert one.startswith(f"p.yaml:8 step 'merged': experts[1] '{tmp_path}/longer' 'lm_head.weight' (and 1 more) has")
     assert two == "p.yaml:13 step 'weighed': Linear: weights=(1.0,), expected one number for each of the 2 experts."
+
+
+def test_networks_for_images_are_averaged_with_what_their_normalisation_has_seen(workspace, tmp_path):
+    base, other = (digits.start(tmp_path / f"network{seed}", seed=seed) for seed in (0, 1))
+    counted = weights_of(other) | {"layers.0.norm.num_batches_tracked": torch.tensor(9)}
+    save_file(counted, other.path / "model.safetensors")
+    assert not [*problems(base=base, experts=[other], method=Linear())]
+    merged = merge.body(workspace, base=base, experts=[base, other], method=Linear())
+    one, two = weights_of(base), weights_of(other)
+    close(weights_of(merged), {n: (v + two[n]) / 2 if v.is_floating_point() else v for n, v in one.items()})
+    assert load_network(merged.path).network == load_network(base.path).network
+    assert (merged.path / "lfm.json").read_bytes() == (base.path / "lfm.json").read_bytes()
+
+
+def test_networks_of_other_labels_or_sizes_are_not_merged_nor_their_layers_stacked(workspace, tmp_path):
+    base = digits.start(tmp_path / "base")
+    for changes, sentence in (
+        ({"labels": ("row", "corner", "column")}, "label 0 is 'row' in its config, expected 'column' as in the base's"),
+        (
+            {"kind": "mlp"},
+            r"network={.*'mlp'.*} in its lfm.json, expected {.*'cnn'.*} as in the base's. Merge",
+        ),
+    ):
+        other = digits.start(tmp_path / f"other {len(changes)} {len(sentence)}", **changes)
+        with pytest.raises(MergeError, match=sentence):
+            merge.body(workspace, base=base, experts=[other], method=Linear())
+    (clause,) = problems(base=base, experts=[base], method=Passthrough(slices=((0, 0, 1), (0, 0, 1))))
+    assert "base: a network for images, whose layers are of widths of their own, expected a model of layers" in clause

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional
 
 from lfm.alignment.base import Axis, GroupError, declared
 from lfm.alignment.git_rebasin import GitReBasin
@@ -38,7 +39,21 @@ def test_a_group_is_a_layer_its_norm_and_the_columns_of_the_next():
     assert not {name for name in found.carried if name.endswith(("weight", "bias"))}
 
 
+class Functions(nn.Module):
+    """What modules do, done by functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(2, 5, 3), nn.Conv2d(5, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = functional.max_pool2d(functional.relu(self.one(x / 2)), 2)
+        x = functional.adaptive_avg_pool2d(torch.tanh(self.two(x)), 1)
+        return self.head(torch.flatten(x, 1)).softmax(dim=1)
+
+
 CHAINS = {
+    "functions": Functions,
     "mlp": lambda: made("mlp"),
     "cnn": lambda: made("cnn"),
     "without norms": lambda: made("cnn", batchnorm=False),
