@@ -1,1 +1,1 @@
-"""Bring models into one basin."""
+"""Alignment: models that learnt the same from different starts are brought into one basin."""

@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from lfm.alignment._chain import chain
 from lfm.alignment._groups import (
     Axis as Axis,
     Declared as Declared,
     GroupError as GroupError,
     PermutationSpec as PermutationSpec,
-    Tensors,
-    chain,
+    Tensors as Tensors,
     declared as declared,
 )
 from lfm.method import Method, Needs

@@ -8,8 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from typing_extensions import override
 
-from lfm.alignment._groups import Tensors
-from lfm.alignment.base import Align, Axis, Permutations, PermutationSpec
+from lfm.alignment.base import Align, Axis, Permutations, PermutationSpec, Tensors
 
 ROUNDING = 1e-12  # of what two models can agree at most: a smaller gain may be none
 
@@ -34,9 +33,9 @@ class GitReBasin(Align):
 
     Differs from the paper:
         Where a group lies along two axes of one tensor, as where a residual stream is declared, an assignment is no
-        longer the best step; as in the authors' code the other axis stays as it is meanwhile, but a step that makes
-        both models agree less is not taken. What batch normalisation has seen is permuted and does not count, as it is
-        no parameter.
+        longer the best step; as in the authors' code the other axis stays as it is meanwhile, but a step after which
+        both agree less is not taken. As there, what batch normalisation has seen is no parameter and does not count;
+        here it moves along, so that the network computes the same, where theirs measures it anew after the average.
 
     Example:
         >>> a = {"in.weight": torch.tensor([[1.0], [2.0], [3.0]]), "out.weight": torch.tensor([[4.0, 5.0, 6.0]])}

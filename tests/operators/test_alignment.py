@@ -125,7 +125,7 @@ steps:
   passed:
     operator: gate
     inputs: {model: seen, results: {way: way}}
-    params: {require: [{better: way, than: 0.3, on: test, measure: barrier}]}
+    params: {require: [{better: way, than: 0.6, on: test, measure: barrier}]}
   measured: {operator: evaluate, inputs: {model: passed, data: {test: test}}}
 """
 

@@ -160,7 +160,9 @@ def test_a_language_model_is_refused_by_name_where_nothing_is_declared():
         ({"g": [["w", 0, 4]]}, "groups 'g': 4 places of axis 0 of 'w' for each unit, expected a number that divides"),
         ({"g": [["w", 0, 0]]}, "groups 'g': 0 places of axis 0 of 'w'"),
         ({"g": [["w", 0], ["v", 0]]}, "groups 'g': 12 units along axis 0 of 'v', expected 6, as along its first axis"),
-        ({"g": [["w", 0]], "h": [["w", 0]]}, "groups 'h': axis 0 of 'w', which 'g' has, expected each axis in one"),
+        ({"g": [["w", 0]], "h": [["w", 0]]}, "groups 'h': axis 0 of 'w', which 'g' has, expected each axis once"),
+        ({"g": [["w", 0], ["w", 0]]}, "groups 'g': axis 0 of 'w', which 'g' has, expected each axis once"),
+        ({"g": [["w", 0], ["v", 0, 2], ["v", 0, 5]], "h": [["z", 0]]}, "groups 'g': 5 places of axis 0 of 'v'"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused_by_name(stated, sentence):
