@@ -141,7 +141,7 @@ def barrier(
         raise BarrierError(wrong)
     (whole, home), (other, _) = (opened("barrier", end, None) for end in ends)
     models = [{n: v.clone() for n, v in model.state_dict().items()} for model in (whole, other)]
-    whole.to("cuda" if work.resources.gpus else "cpu")
+    whole.to(work.resources.device)
     measure: Labels | Answers
     if architecture_of(home) == "decoder":
         measure = Answers(whole, home, None, length=length, batch_size=batch_size, max_tokens=0)

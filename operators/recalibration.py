@@ -78,7 +78,7 @@ def recalibrate(work: Workspace, *, model: Model, data: Dataset, batch_size: int
         raise problem
     check(model)
     network = networks.load(model.path)
-    network.to("cuda" if work.resources.gpus else "cpu")
+    network.to(work.resources.device)
     images = networks.fitting(read_images(data), network.shape, data.uri)
     number = measured_anew(network, asking(network, images, batch_size))
     work.progress(1, 1)
