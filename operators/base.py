@@ -30,6 +30,7 @@ T = TypeVar("T", bound=Artifact)
 
 
 Problems = Callable[..., Iterable[str]]
+Kind = Callable[[Mapping[str, object]], type[Artifact]]
 
 
 class Settings:
@@ -114,6 +115,7 @@ class Operator(Generic[T]):
         starts_workers: True where Ray processes that it starts do the work: they ask for its resources then, and its
             own task asks for none.
         shares_work: True where several workers may do its work, which its own process does alone where there is one.
+        kind: Where several kinds may be made and the method does not decide which, says it of a step's parameters.
         problems: Says before anything runs what headers alone tell is wrong, a clause each. It is called with what
             the body will be called with, but without ``work``; an artifact that another step makes, or of which
             nothing is known here, is None, and of one that lies elsewhere the path leads to headers without values.
@@ -126,10 +128,12 @@ class Operator(Generic[T]):
     effect: bool = False
     starts_workers: bool = False
     shares_work: bool = False
+    kind: Kind | None = None
     problems: Problems | None = None
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
+    needs_method: bool = field(init=False)
     edges: Mapping[str, Edge] = field(init=False)
     params: Mapping[str, Parameter] = field(init=False)
     bundles: Mapping[str, type[Settings]] = field(init=False)
@@ -137,7 +141,7 @@ class Operator(Generic[T]):
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(self.body, include_extras=True)
         given = hints.pop("return", None)
-        family = hints.pop("method", None)
+        family = _family(hints.pop("method", None))
         name = self.body.__name__
         gives = _edge(given, required=True)
         if gives is None or gives.many != "one":
@@ -163,10 +167,12 @@ class Operator(Generic[T]):
                 params |= _fields(hint)
             else:
                 params[key] = Parameter(hint, default)
+        needs_method = family is not None and signature["method"].default is inspect.Parameter.empty
         for key, value in (
             ("name", name),
             ("gives", gives.kinds),
             ("family", family),
+            ("needs_method", needs_method),
             ("edges", edges),
             ("params", params),
             ("bundles", bundles),
@@ -195,10 +201,12 @@ class Operator(Generic[T]):
         noise = {name for cls in self.bundles.values() for name in cls.noise}
         return {k: v for k, v in params.items() if k not in noise}
 
-    def makes(self, method: Method | None) -> type[Artifact]:
-        """What it makes with `method`: where the signature leaves a choice, the method's class decides."""
+    def makes(self, method: Method | None, params: Mapping[str, object]) -> type[Artifact]:
+        """What a step makes: where the signature leaves a choice, `kind` or else the method's class decides."""
         if len(self.gives) == 1:
             return self.gives[0]
+        if self.kind is not None:
+            return self.kind(params)
         return KINDS[getattr(method, "gives", kind_of(self.gives[0]))]
 
     def __call__(
@@ -234,6 +242,14 @@ def _fields(settings: type[Settings]) -> dict[str, Parameter]:
     }
 
 
+def _family(hint: Any) -> Any:
+    """The family that `method` is annotated with, of which ``None`` says only that it may be left out."""
+    if get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint
+    said = [one for one in get_args(hint) if one is not type(None)]
+    return said[0] if len(said) == 1 else hint
+
+
 def _edge(hint: Any, *, required: bool) -> Edge | None:
     """The edge that an annotation declares, or None for one that names no artifact."""
     many = "one"
@@ -252,7 +268,8 @@ def operator(
     effect: bool = False,
     starts_workers: bool = False,
     shares_work: bool = False,
+    kind: Kind | None = None,
     problems: Problems | None = None,
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`."""
-    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, shares_work, problems)
+    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, shares_work, kind, problems)

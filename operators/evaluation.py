@@ -12,9 +12,11 @@ import torch
 
 from lfm.chunks import chunk_size
 from lfm.errors import HyperparameterError, LfmError
+from lfm.meta.base import Meta
 from operators.artifact import Adapter, Artifact, Dataset, Datastore, Delta, Memory, Metrics, Model, kind_of
 from operators.base import operator
 from operators.data.batches import IGNORED, Document, documents, on_device, packed
+from operators.data.episodes import FewShot
 from operators.data.facts import holds_facts, inherited, read_facts
 from operators.data.row_files import DatasetError
 from operators.data.rows import COLUMNS, SPOKEN, columns_of, digest_of, read_rows
@@ -22,6 +24,7 @@ from operators.engines.consulting import consulting
 from operators.engines.native import Native, Sampling
 from operators.measures.accuracy import labels_told
 from operators.measures.edit_scores import CARRIED_FACTS, Facts
+from operators.measures.few_shot import Adapted, unmeasurable
 from operators.models import classifiers
 from operators.models.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
 from operators.models.datastore_files import not_beside, not_both, unfit as unfit_datastore
@@ -34,6 +37,7 @@ from operators.workspace import Workspace
 
 SUMMARY, DOCUMENTS = "metrics.json", "documents.parquet"
 GENERATED = ("exact_match", "chrf")
+USUAL = FewShot()
 
 
 def _foreseen(
@@ -48,6 +52,9 @@ def _foreseen(
     batch_size: int = 32,
     max_documents: int | None = None,
     generate: int = 0,
+    method: Meta | None = None,
+    few_shot: FewShot = USUAL,
+    episodes: int = 0,
     **others: object,
 ) -> Iterator[str]:
     if lonely := without_base(kinds):
@@ -57,12 +64,20 @@ def _foreseen(
         yield from (str(not_whole(uri, kind_of(k))) for k in kinds["model"] if k in CHANGES)
         yield from map(str, unfit_memory(memory, model if isinstance(model, Model) else None))
     yield from map(str, _unfit_datastore(datastore, model, kinds))
-    yield from map(str, _out_of_range(length, batch_size, max_documents, generate))
+    yield from map(str, _out_of_range(length, batch_size, max_documents, generate, method, episodes))
     if not data:
         yield "evaluate: data is empty, expected at least one set with a name. Write it as data: {name: set}."
     if CARRIED_FACTS in data:
         yield f"evaluate: data {CARRIED_FACTS!r}, expected another name: the model's own facts have it. Rename the set."
     home = home_of(model, base)
+    if method is not None:
+        given = {"max_documents": max_documents is not None, "generate": generate > 0}
+        adapter = model if isinstance(model, Adapter) else None
+        beside_it = [name for name, is_given in given.items() if is_given]
+        yield from unmeasurable(home, adapter, kinds, method, few_shot, data, length=max(2, length), others=beside_it)
+        return
+    if few_shot != USUAL:
+        yield "ways, shots and queries: given without a method, expected one that adapts to episodes. Leave them out."
     facts = [name for name, dataset in data.items() if _of_facts(dataset)]
     named = {f"data {name!r}": dataset for name, dataset in data.items() if name not in facts}
     yield from unfit(Training(length=max(2, length)), home, named)
@@ -93,13 +108,15 @@ def _unfit_datastore(
 
 
 def _out_of_range(
-    length: int, batch_size: int, max_documents: int | None, generate: int
+    length: int, batch_size: int, max_documents: int | None, generate: int, method: Meta | None, episodes: int
 ) -> Iterator[HyperparameterError]:
+    measured = episodes == 0 if method is None else episodes >= 2
     for holds, field, value, allowed in (
         (length >= 2, "length", length, "length >= 2"),
         (batch_size >= 1, "batch_size", batch_size, "batch_size >= 1"),
         (max_documents is None or max_documents >= 1, "max_documents", max_documents, "max_documents >= 1 or none"),
         (generate >= 0, "generate", generate, "generate >= 0"),
+        (measured, "episodes", episodes, "episodes >= 2 with a method that adapts to them, and 0 without"),
     ):
         if not holds:
             yield HyperparameterError("evaluate", field, value, allowed)
@@ -114,6 +131,10 @@ def evaluate(
     memory: Memory | None = None,
     datastore: Datastore | None = None,
     data: Mapping[str, Dataset],
+    method: Meta | None = None,
+    few_shot: FewShot = USUAL,
+    episodes: int = 0,
+    seed: int = 0,
     length: int = 512,
     batch_size: int = 32,
     max_documents: int | None = None,
@@ -128,6 +149,10 @@ def evaluate(
     label, and the share of labels that it gets right. Every number is kept for each document, so that models can be
     compared in pairs.
 
+    With a `method` of meta-learning the documents are episodes instead: the model adapts to the support of each, and is
+    measured on its query, whatever labels it knew before. Beside the mean accuracy stands half the width of its 95 %
+    confidence interval over episodes.
+
     Args:
         work: The step's workspace.
         model: What is measured; a change of weights without a model being written.
@@ -137,14 +162,19 @@ def evaluate(
         memory: What the model consults while it answers.
         datastore: Of this model: what it says is mixed with what followed in similar places. Not with a memory.
         data: The sets by name.
+        method: What adapts the model, a network or an adapter of LoRA, to each episode. A network that tells another
+            number of labels than `ways` gets a new head.
+        few_shot: What an episode is made of.
+        episodes: How many are drawn from each set.
+        seed: Decides which these are, and the new head.
         length: Tokens of a row. A longer document is cut into pieces: each counts, but for its first token, which
             nothing comes before. A document without an answer token has no loss and weighs nothing. A classifier
-            sees the first piece alone.
-        batch_size: Rows at once.
+            sees the first piece alone, and so does a model in an episode.
+        batch_size: Rows at once; an episode's support, and its query, are whole.
         max_documents: Only so many of each set, the first ones.
         generate: The most tokens of an answer, and of the text whose fluency is measured; 0 generates none.
         carried: Also measure the facts that the model and all that it was made from were given, as the set
-            ``carried facts``: whether an edit has been lost on the way.
+            ``carried facts``: whether an edit has been lost on the way. Not in episodes.
 
     Raises:
         HyperparameterError: A parameter is out of range, or `length` beyond what the model is made for.
@@ -157,9 +187,9 @@ def evaluate(
         DatasetError: Rows are not of a form that the model knows, or something is asked of it by a document that has
             no answer.
         UnknownName: A label is none of the classifier's.
-        UnsupportedModel: The model has no head for labels, or cannot be asked so.
+        UnsupportedModel: The model has no head for labels, cannot be asked so, or has nothing that adapts.
     """
-    for problem in _out_of_range(length, batch_size, max_documents, generate):
+    for problem in _out_of_range(length, batch_size, max_documents, generate, method, episodes):
         raise problem
     given = {"model": model, "memory": memory, "datastore": datastore}
     for unusable in _unfit_datastore(datastore, model, {k: (type(v),) for k, v in given.items() if v is not None}):
@@ -168,7 +198,10 @@ def evaluate(
     device = torch.device(work.resources.device)
     whole.to(device)
     sets: dict[str, tuple[Measure, Any]] = {}
-    if architecture_of(home) != "decoder":
+    if method is not None:
+        adapted = Adapted(whole, home, method, few_shot, episodes=episodes, seed=seed, length=length)
+        sets = {name: (adapted, adapted.read(dataset)) for name, dataset in data.items()}
+    elif architecture_of(home) != "decoder":
         labels = labels_told(whole, home, length=length, batch_size=batch_size)
         sets = {name: (labels, labels.read(dataset, max_documents)) for name, dataset in data.items()}
     else:

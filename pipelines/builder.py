@@ -153,7 +153,7 @@ class Builder:
         if resources is not None:
             self.asks[name] = resources
         if method is not None or len(verb.gives) == 1:
-            self._makes[name] = verb.makes(method)
+            self._makes[name] = verb.makes(method, params)
         if resources is None or len(self.problems) > before:
             return None
         return StepSpec(operator=verb.name, inputs=inputs, method=method, params=params, resources=resources)
@@ -247,6 +247,8 @@ class Builder:
         if verb.family is None:
             if raw is not None:
                 self._refuse(path, f"{verb.name!r} takes no method, expected none. Take it out.")
+            return None
+        if raw is None and not verb.needs_method:
             return None
         if isinstance(raw, type):
             self._refuse(path, f"method: the class {raw.__name__}, expected one made of it. Write {raw.__name__}().")

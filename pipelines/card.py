@@ -108,8 +108,8 @@ def _reference(step: Result) -> str:
     """Where the method is written down; nobody but its author knows that of a user's own."""
     catalog = Catalog()
     try:
-        family = catalog.operator(step.components["operator"]).family
-        written = catalog.method(family, step.components["method"][0]).reference if family else ""
+        family, method = catalog.operator(step.components["operator"]).family, step.components["method"]
+        written = catalog.method(family, method[0]).reference if family and method else ""
     except UnknownName:
         return ""
     number = written.removeprefix("arXiv:")

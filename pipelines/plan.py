@@ -271,7 +271,7 @@ def _planned(
         method=method,
         params=step.params,
         resources=step.resources,
-        kind=kind_of(verb.makes(step.method)),
+        kind=kind_of(verb.makes(step.method, step.params)),
         effect=verb.effect,
         starts_workers=verb.starts_workers or step.resources.grouped,
         trains=_trains(verb),
@@ -295,7 +295,8 @@ def _kind(name: str, spec: Spec, catalog: Catalog) -> type[Artifact]:
         return type(spec.inputs[name])
     if name not in spec.steps:
         return Artifact
-    return catalog.operator(spec.steps[name].operator).makes(spec.steps[name].method)
+    step = spec.steps[name]
+    return catalog.operator(step.operator).makes(step.method, step.params)
 
 
 def _canonical(components: Mapping[str, Any]) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lfm.networks import ImageNetwork, Network
 from operators.artifact import Dataset, Model
 from operators.data.batches import IGNORED, Rows
 from operators.data.images import Images, write_images
+from operators.models import networks
 from operators.pretraining import train_tokenizer
 from operators.resources import Resources
 
@@ -118,6 +120,13 @@ def images(path: Path, number: int = 24, side: int = 6, seed: int = 3) -> Datase
         image[0][where] += 0.6
     write_images(Images(pixels, tuple(labels[i % 3] for i in range(number))), path)
     return Dataset(str(path))
+
+
+def network(folder: Path, labels: Sequence[str] = ("column", "corner", "row"), side: int = 6) -> Model:
+    """A network for grey images, with batch normalisation, that has seen nothing."""
+    torch.manual_seed(0)
+    networks.save(ImageNetwork(Network(widths=(4, 4)), (1, side, side), len(labels)), {}, labels, folder)
+    return Model(str(folder), "b" * 64)
 
 
 def pairs(path: Path, number: int = 12) -> Dataset:

@@ -15,13 +15,16 @@ from torch import distributed
 
 from lfm.distillation.forward_kl import ForwardKL
 from lfm.distillation.hidden import Hidden
+from lfm.meta.maml import MAML
 from lfm.tuning.bottleneck_adapter import BottleneckAdapter
 from lfm.tuning.lora import LoRA
 from lfm.tuning.prefix import Prefix
 from operators.artifact import Dataset, Model
+from operators.data.episodes import FewShot
 from operators.distillation import FromTeacher
 from operators.learning import zero
 from operators.learning.loop import Job, Place, train
+from operators.meta_training import _job as meta_job
 from operators.models.objectives import NextToken
 from operators.teaching.features import Features
 from operators.teaching.teachers import Teacher
@@ -47,6 +50,8 @@ TRAINING = Training(
 STEADY = replace(TRAINING, schedule="constant", warmup=0.0, validate_every=0, patience=None, checkpoint_every=3)
 LABELS = Training(max_steps=4, batch_size=5, micro_batch_size=1, length=16, learning_rate=3e-2, validate_every=2)
 ADAPTER = Training(max_steps=20, batch_size=4, length=32, learning_rate=1e-2, seed=5)
+# A bias before batch normalisation has a gradient of 0, of whose rounding AdamW would make steps.
+EPISODES = Training(max_steps=4, batch_size=5, micro_batch_size=1, learning_rate=3e-2, epsilon=1e-3, seed=5)
 INSERTED = {"bottleneck": BottleneckAdapter(width=4, init=1e-2), "prefix": Prefix(length=4, hidden=8)}
 
 
@@ -122,6 +127,22 @@ def inserted(place, folder, given, method):
     return curves(work)
 
 
+def episodes(place, folder, given):
+    """MAML of a network with batch normalisation, of whose five tasks in a step one worker has more than the other."""
+    made = meta_job(
+        place,
+        model=Model(str(given / "network"), "d" * 64),
+        data=Dataset(str(given / "images")),
+        held_out=None,
+        method=MAML(learning_rate=0.1, steps=2),
+        lora=None,
+        few_shot=FewShot(ways=2, shots=1, queries=2),
+        training=EPISODES,
+    )
+    work = small.Work(folder / f"rank-{place.rank}")
+    return train(made, EPISODES, place, work, work.scratch).weights, work
+
+
 def frozen(place, folder):
     """What an export gets of a model of which only the head learns."""
     model = small.model().requires_grad_(False)
@@ -187,6 +208,11 @@ def main(rank, world, port, home, cases):
                 found = inserted(place, folder, home, INSERTED[what[0]])
         elif "frozen" in what:
             found = frozen(place, folder)
+        elif "episodes" in what:
+            got, work = episodes(place, folder, home)
+            found = curves(work)
+            if not rank:
+                save_file(dict(got), folder / "weights.safetensors")
         else:
             precision = next((w for w in what if "float16" in w), "float32")
             source = {word: True for word in ("teacher", "features") if word in what}

@@ -31,7 +31,7 @@ LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
 INSERTED = tuple(f"{strategy}-{what}" for what in ("bottleneck", "prefix") for strategy in ("ddp", "zero2", "zero3"))
 STARTS = ("ddp-starts", "zero2-starts", "zero3-starts")
-CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen")
+CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen", "ddp-episodes")
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +57,8 @@ def group(folder, checkpoint, world, cases):
     small.pairs(folder / "pairs.jsonl", 24)
     small.classifier(folder / "classifier", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     small.labelled(folder / "labelled.jsonl", 13)
+    small.network(folder / "network")
+    small.images(folder / "images")
     (folder / "checkpoint").symlink_to(checkpoint)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -129,6 +131,18 @@ def test_projections_learn_under_every_strategy_that_may(case, home, tmp_path):
     torch.testing.assert_close(
         weights["features.projections.1.weight"], trained.weights["features.projections.1.weight"]
     )
+
+
+def test_second_derivatives_are_the_same_with_two_workers_though_there_is_batch_normalisation(home, tmp_path):
+    weights, work = together.episodes(Place(), tmp_path, home)
+    got = found(home, "ddp-episodes")
+    assert len(work.curve()) == 4
+    assert got["loss"] == pytest.approx(work.curve(), rel=2e-5)
+    assert got["gradient_norm"] == pytest.approx(work.curve("gradient_norm"), rel=2e-4)
+    held = load_file(home / "ddp-episodes" / "weights.safetensors")
+    assert held.keys() == weights.keys()
+    for name, wanted in weights.items():
+        torch.testing.assert_close(held[name], wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["zero2-bfloat16", "zero3-bfloat16", "zero2-float16"])
