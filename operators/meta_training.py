@@ -21,13 +21,7 @@ from operators.learning.loop import Job, Place, Where
 from operators.learning.trainer import fit, refused
 from operators.models import networks
 from operators.models.few_shot import FORMS, Tasks, adapting, asked_of, tasks_of, unfit_episodes, with_ways
-from operators.models.language_models import (
-    CALLED,
-    Architecture,
-    architecture_of,
-    save,
-    stored_dtype,
-)
+from operators.models.language_models import CALLED, Architecture, architecture_of, save, stored_dtype
 from operators.models.texts import unfit
 from operators.needs import unmet
 from operators.resources import Resources
@@ -100,7 +94,9 @@ def meta_train(
     """Train a network, or what LoRA adds to a decoder, so that it learns a new task from a few examples.
 
     An episode has examples of some labels of `data` to adapt to and others to ask then; what is learnt is where
-    adapting begins. It depends on the seed, the step and its number alone, not on who computes it.
+    adapting begins. It depends on the seed, the step and its number alone, not on who computes it. Batch normalisation
+    takes the statistics of the examples at hand, within an episode and in tests; those that a network has seen before
+    stay as they were. Dropout is off.
 
     Args:
         work: The step's workspace.
