@@ -55,6 +55,7 @@ def _foreseen(
     method: Meta | None = None,
     few_shot: FewShot = USUAL,
     episodes: int = 0,
+    seed: int = 0,
     **others: object,
 ) -> Iterator[str]:
     if lonely := without_base(kinds):
@@ -76,8 +77,9 @@ def _foreseen(
         beside_it = [name for name, is_given in given.items() if is_given]
         yield from unmeasurable(home, adapter, kinds, method, few_shot, data, length=max(2, length), others=beside_it)
         return
-    if few_shot != USUAL:
-        yield "ways, shots and queries: given without a method, expected one that adapts to episodes. Leave them out."
+    if few_shot != USUAL or seed:
+        what = "ways, shots, queries or seed: given without a method"
+        yield f"{what}, expected one that adapts to episodes. Leave them out."
     facts = [name for name, dataset in data.items() if _of_facts(dataset)]
     named = {f"data {name!r}": dataset for name, dataset in data.items() if name not in facts}
     yield from unfit(Training(length=max(2, length)), home, named)

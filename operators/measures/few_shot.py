@@ -24,7 +24,7 @@ Z = 1.96  # of a normal distribution 95 % lie within so many standard deviations
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Episodes:
     """A data set, and the episodes that are drawn from it."""
 
     tasks: Tasks
@@ -52,21 +52,21 @@ class Adapted:
             kind = str(config_of(home).get("model_type"))
             raise UnsupportedModel(kind, "nothing of it adapts, expected LoRA on it", "Give what meta_train made.")
 
-    def read(self, dataset: Dataset) -> Test:
+    def read(self, dataset: Dataset) -> Episodes:
         """A set's episodes: of one seed the same, whatever model they are for."""
         tasks = tasks_of(self.model, self.home, dataset, self.few_shot, self.length)
-        return Test(tasks, [tasks.deck.draw(self.seed, i) for i in range(self.episodes)])
+        return Episodes(tasks, [tasks.deck.draw(self.seed, i) for i in range(self.episodes)])
 
-    def work(self, rows: Test) -> int:
+    def work(self, rows: Episodes) -> int:
         """See `operators.evaluation.Measure`."""
         return len(rows.drawn)
 
-    def digest(self, rows: Test) -> str:
+    def digest(self, rows: Episodes) -> str:
         """See `operators.evaluation.Measure`."""
         return rows.tasks.digest(rows.drawn)
 
     def measured(
-        self, name: str, rows: Test, told: Callable[..., None]
+        self, name: str, rows: Episodes, told: Callable[..., None]
     ) -> tuple[dict[str, list[Any]], dict[str, float]]:
         """See `operators.evaluation.Measure`; the documents are episodes."""
         found = []

@@ -292,7 +292,8 @@ def test_what_cannot_be_measured_in_episodes_is_said_before_anything_runs(tmp_pa
     for clauses, start in (
         (said(blank, images, episodes=1), "evaluate: episodes=1, expected episodes >= 2 with a method"),
         (said(blank, images, None, few_shot=FewShot()), "evaluate: episodes=4, expected episodes >= 2 with a method"),
-        (said(blank, images, None, episodes=0), "ways, shots and queries: given without a method"),
+        (said(blank, images, None, episodes=0), "ways, shots, queries or seed: given without a method"),
+        (said(blank, images, None, episodes=0, few_shot=FewShot(), seed=1), "ways, shots, queries or seed: given"),
         (said(blank, images, max_documents=3), "max_documents: given with episodes"),
         (said(blank, images, generate=3), "generate: given with episodes"),
         (said(blank, texts), f"data 'd': {texts.uri} holds 'labelled' rows"),

@@ -51,7 +51,9 @@ STEADY = replace(TRAINING, schedule="constant", warmup=0.0, validate_every=0, pa
 LABELS = Training(max_steps=4, batch_size=5, micro_batch_size=1, length=16, learning_rate=3e-2, validate_every=2)
 ADAPTER = Training(max_steps=20, batch_size=4, length=32, learning_rate=1e-2, seed=5)
 # A bias before batch normalisation has a gradient of 0, of whose rounding AdamW would make steps.
-EPISODES = Training(max_steps=4, batch_size=5, micro_batch_size=1, learning_rate=3e-2, epsilon=1e-3, seed=5)
+EPISODES = Training(
+    max_steps=4, batch_size=5, micro_batch_size=1, length=16, packing=False, learning_rate=3e-2, epsilon=1e-3, seed=5
+)
 INSERTED = {"bottleneck": BottleneckAdapter(width=4, init=1e-2), "prefix": Prefix(length=4, hidden=8)}
 
 
@@ -127,16 +129,16 @@ def inserted(place, folder, given, method):
     return curves(work)
 
 
-def episodes(place, folder, given):
-    """MAML of a network with batch normalisation, of whose five tasks in a step one worker has more than the other."""
+def episodes(place, folder, given, *, texts):
+    """MAML of a network with batch normalisation, or of LoRA; of five tasks in a step one worker has more."""
     made = meta_job(
         place,
-        model=Model(str(given / "network"), "d" * 64),
-        data=Dataset(str(given / "images")),
+        model=Model(str(given / ("model" if texts else "network")), "d" * 64),
+        data=Dataset(str(given / ("labelled.jsonl" if texts else "images"))),
         held_out=None,
         method=MAML(learning_rate=0.1, steps=2),
-        lora=None,
-        few_shot=FewShot(ways=2, shots=1, queries=2),
+        lora=LoRA(rank=2) if texts else None,
+        few_shot=FewShot(ways=1 if texts else 2, shots=1, queries=2),
         training=EPISODES,
     )
     work = small.Work(folder / f"rank-{place.rank}")
@@ -209,7 +211,7 @@ def main(rank, world, port, home, cases):
         elif "frozen" in what:
             found = frozen(place, folder)
         elif "episodes" in what:
-            got, work = episodes(place, folder, home)
+            got, work = episodes(place, folder, home, texts="texts" in what)
             found = curves(work)
             if not rank:
                 save_file(dict(got), folder / "weights.safetensors")

@@ -30,8 +30,9 @@ OTHERS = (
 LABELS = ("ddp-labels", "zero2-labels", "zero3-labels")
 RESUMED = ("zero1-resumes", "zero3-resumes")
 INSERTED = tuple(f"{strategy}-{what}" for what in ("bottleneck", "prefix") for strategy in ("ddp", "zero2", "zero3"))
+EPISODES = ("ddp-episodes", "ddp-episodes-texts")
 STARTS = ("ddp-starts", "zero2-starts", "zero3-starts")
-CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen", "ddp-episodes")
+CASES = (*WHOLE, *OTHERS, *LABELS, *RESUMED, *STARTS, *INSERTED, "zero3-adapter", "zero3-frozen", *EPISODES)
 
 pytestmark = pytest.mark.slow
 
@@ -133,13 +134,14 @@ def test_projections_learn_under_every_strategy_that_may(case, home, tmp_path):
     )
 
 
-def test_second_derivatives_are_the_same_with_two_workers_though_there_is_batch_normalisation(home, tmp_path):
-    weights, work = together.episodes(Place(), tmp_path, home)
-    got = found(home, "ddp-episodes")
+@pytest.mark.parametrize("case", EPISODES)
+def test_what_goes_through_second_derivatives_is_the_same_with_two_workers(case, home, tmp_path):
+    weights, work = together.episodes(Place(), tmp_path, home, texts="texts" in case)
+    got = found(home, case)
     assert len(work.curve()) == 4
     assert got["loss"] == pytest.approx(work.curve(), rel=2e-5)
     assert got["gradient_norm"] == pytest.approx(work.curve("gradient_norm"), rel=2e-4)
-    held = load_file(home / "ddp-episodes" / "weights.safetensors")
+    held = load_file(home / case / "weights.safetensors")
     assert held.keys() == weights.keys()
     for name, wanted in weights.items():
         torch.testing.assert_close(held[name], wanted, rtol=1e-3, atol=1e-4)
