@@ -1,11 +1,13 @@
 """What a teacher says of each token, whole or its likeliest tokens only, and a student's loss on it in chunks."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from lfm.chunks import chunk_size, chunked
 from lfm.distillation.base import Distill
@@ -14,9 +16,39 @@ Shaped = Callable[[Tensor], Tensor]
 """What a model does to its logits after the head, such as a soft cap."""
 
 
+class Whole(ABC):
+    """Distributions over a whole vocabulary, each computed only when its chunk is looked at.
+
+    Attributes:
+        temperature: Divides the logits.
+    """
+
+    __slots__ = ()
+    temperature: float
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many entries a distribution has, of which the last may be padding."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many tokens there are."""
+
+    @abstractmethod
+    def log_shares(self, where: slice, vocabulary: int | None = None) -> Float[Tensor, "tokens vocab"]:
+        """Log-probabilities of some tokens' successors, in float32, among the first `vocabulary` entries."""
+
+    def compare(self, logits: Float[Tensor, "tokens vocab"], where: slice) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of student and teacher; entries beyond the smaller vocabulary are padding and left out."""
+        both = min(logits.shape[1], self.vocabulary)
+        student = softened(logits[:, :both], self.temperature).log_softmax(dim=-1)
+        return student, self.log_shares(where, both)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dense:
-    """A teacher's distributions over the vocabulary, each computed only when its chunk is looked at.
+class Dense(Whole):
+    """What a teacher says, from its hidden states and its head.
 
     Attributes:
         hidden: What goes into the teacher's head.
@@ -32,19 +64,52 @@ class Dense:
     bias: Float[Tensor, "vocab"] | None = None
     shaped: Shaped | None = None
 
+    @property
+    @override
+    def vocabulary(self) -> int:
+        return len(self.weight)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @override
     @torch.no_grad()
     def log_shares(self, where: slice, vocabulary: int | None = None) -> Float[Tensor, "tokens vocab"]:
-        """Log-probabilities of some tokens' successors, in float32, among the first `vocabulary` entries."""
         hidden = self.hidden[where].to(self.weight.dtype)
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
         logits = (logits if self.shaped is None else self.shaped(logits))[:, :vocabulary]
         return softened(logits, self.temperature).log_softmax(dim=-1)
 
-    def compare(self, logits: Float[Tensor, "tokens vocab"], where: slice) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of student and teacher; entries beyond the smaller vocabulary are padding and left out."""
-        both = min(logits.shape[1], len(self.weight))
-        student = softened(logits[:, :both], self.temperature).log_softmax(dim=-1)
-        return student, self.log_shares(where, both)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joint(Whole):
+    """What several teachers say together.
+
+    Attributes:
+        members: What each says of the same tokens, at temperature 1.
+        combine: Makes log-probabilities of theirs, of shape (members, tokens, vocab).
+        temperature: Divides the logarithms of what comes out.
+    """
+
+    members: Sequence[Dense]
+    combine: Callable[[Tensor], Tensor]
+    temperature: float
+
+    @property
+    @override
+    def vocabulary(self) -> int:
+        return self.members[0].vocabulary
+
+    @override
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    @override
+    @torch.no_grad()
+    def log_shares(self, where: slice, vocabulary: int | None = None) -> Float[Tensor, "tokens vocab"]:
+        said = self.combine(torch.stack([member.log_shares(where) for member in self.members]))
+        return softened(said[:, :vocabulary], self.temperature).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +141,11 @@ def softened(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float
     return logits if temperature == 1 else logits / temperature
 
 
-def likeliest(teacher: Dense, k: int, vocabulary: int, *, chunk: int | None = None) -> TopK:
+def likeliest(teacher: Whole, k: int, vocabulary: int, *, chunk: int | None = None) -> TopK:
     """The `k` likeliest of the first `vocabulary` tokens at each place, without holding all distributions."""
-    size = chunk or chunk_size(len(teacher.weight))
+    size = chunk or chunk_size(teacher.vocabulary)
     tokens, shares = [], []
-    for start in range(0, len(teacher.hidden), size):
+    for start in range(0, len(teacher), size):
         everything = teacher.log_shares(slice(start, start + size), vocabulary)
         tokens.append(everything.topk(k, dim=-1).indices)
         shares.append(grouped(everything, tokens[-1], others=k < vocabulary))
@@ -104,7 +169,7 @@ def grouped(
 def chunked_distillation(
     hidden: Float[Tensor, "tokens width"],
     weight: Float[Tensor, "vocab width"],
-    teacher: Dense | TopK,
+    teacher: Whole | TopK,
     method: Distill,
     *,
     targets: Int[Tensor, "tokens"] | None = None,

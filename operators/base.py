@@ -121,6 +121,9 @@ class Operator(Generic[T]):
             nothing is known here, is None, and of one that lies elsewhere the path leads to headers without values.
             Besides it gets the step's ``resources``, and as ``kinds`` the kinds of what each given artifact
             parameter will hold, in order, whoever makes it; `Artifact` where nobody knows.
+        takes_ensembles: The inputs that may be a model that is made of several; a plan refuses one as any other.
+        makes_ensembles: True where its result is such a model.
+        hands_on: The input that its result is, unchanged; empty for most.
     """
 
     body: Callable[..., T]
@@ -130,6 +133,9 @@ class Operator(Generic[T]):
     shares_work: bool = False
     kind: Kind | None = None
     problems: Problems | None = None
+    takes_ensembles: tuple[str, ...] = ()
+    makes_ensembles: bool = False
+    hands_on: str = ""
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
@@ -270,6 +276,20 @@ def operator(
     shares_work: bool = False,
     kind: Kind | None = None,
     problems: Problems | None = None,
+    takes_ensembles: tuple[str, ...] = (),
+    makes_ensembles: bool = False,
+    hands_on: str = "",
 ) -> Callable[[Callable[..., T]], Operator[T]]:
-    """Turn a function into an `Operator`."""
-    return lambda body: Operator(body, resources or Resources(), effect, starts_workers, shares_work, kind, problems)
+    """Turn a function into an `Operator`, whose attributes say what each of these means."""
+    return lambda body: Operator(
+        body,
+        resources or Resources(),
+        effect,
+        starts_workers,
+        shares_work,
+        kind,
+        problems,
+        takes_ensembles,
+        makes_ensembles,
+        hands_on,
+    )

@@ -19,6 +19,8 @@ from operators.base import Operator
 
 READ_BY_NAME: Mapping[type[Artifact], str] = {Adapter: "tuning", Datastore: "retrieval", Memory: "memory"}
 """The kinds whose files name the method that reads them, and its family: so a step that is given one depends on it."""
+ENSEMBLES = "ensembling"
+"""The family of the methods that a model's files name: a step depends on it where its verb takes such models."""
 
 
 @dataclass(frozen=True)

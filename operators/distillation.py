@@ -20,11 +20,12 @@ from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit
 from operators.models import networks
+from operators.models.ensembles import load_decoder
 from operators.models.language_models import (
     DTYPES,
     check,
     head_of,
-    load,
+    heads_of,
     load_tokenizer,
     save,
     stored_dtype,
@@ -54,7 +55,7 @@ class DistillationError(LfmError, ValueError):
         return "\n".join(f"distill: {clause}" for clause in self.clauses)
 
 
-@operator(problems=problems)
+@operator(problems=problems, takes_ensembles=("teacher",))
 def distill(
     work: Workspace,
     *,
@@ -152,18 +153,18 @@ def _job(
     listened: Source = labels
     features: Features | None = None
     if method.needs.access == "text":
-        listened = Quoted(head_of(model).linear.out_features)
+        listened = Quoted(head_of(model).size)
     elif teacher is not None:
         if load_tokenizer(teacher.path).get_vocab() != tokenizer.get_vocab():
             raise DistillationError((other_tokens(teacher.path, student.path),))
-        speaker = load(teacher.path, DTYPES[training.precision])
+        speaker = load_decoder(teacher.path, DTYPES[training.precision])
         check(speaker, packed=training.packing)
         listened = asked = Teacher(speaker.to(place.device), temperature=method.temperature, packed=training.packing)
         if isinstance(method, DistillFeatures):
             torch.manual_seed(training.seed)  # what the projections start from
             features = Features(method, model, speaker)
         if top_k is not None:
-            vocabulary = min(head_of(m).linear.out_features for m in (speaker, model))
+            vocabulary = min(heads_of(m).size for m in (speaker, model))
             for known in (rows, looked_at):
                 if known is not None:
                     asked.remember(known, top_k, vocabulary, scratch)

@@ -124,7 +124,7 @@ def _out_of_range(
             yield HyperparameterError("evaluate", field, value, allowed)
 
 
-@operator(problems=_foreseen)
+@operator(problems=_foreseen, takes_ensembles=("model",))
 def evaluate(
     work: Workspace,
     *,
@@ -327,7 +327,7 @@ def losses(
     )
     device = next(engine.model.parameters()).device
     sums, tokens = np.zeros(count), np.zeros(count, np.int64)
-    size = chunk_size(engine.head.linear.out_features)
+    size = chunk_size(engine.head.size)
     for start in range(0, len(rows), batch_size):
         where = np.arange(start, min(len(rows), start + batch_size))
         batch = on_device(rows, where, device)

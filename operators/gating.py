@@ -79,7 +79,7 @@ def _foreseen(
                 yield f"gate: {problem}"
 
 
-@operator(problems=_foreseen)
+@operator(problems=_foreseen, takes_ensembles=("model",), hands_on="model")
 def gate(work: Workspace, *, model: Model, results: Mapping[str, Metrics], require: Sequence[Requirement]) -> Model:
     """Hand `model` on if every requirement holds: with a 95 % interval that excludes 0, or with a mean that is reached.
 

@@ -18,7 +18,8 @@ from operators.base import operator
 from operators.data.batches import Document, NoLossToken, documents, on_device, packed
 from operators.data.rows import SPOKEN, Form, form_of, read_rows
 from operators.data.vocabulary import digest, tokens
-from operators.models.language_models import DTYPES, check, head_size, load, load_tokenizer
+from operators.models.ensembles import load_decoder
+from operators.models.language_models import DTYPES, check, head_size, load_tokenizer
 from operators.models.texts import unfit
 from operators.sharing.parts import in_parts
 from operators.teaching.labels import COLUMNS as COLUMNS_OF_LABELS, SAID, SHARES, TOKENS, Labelling, places
@@ -68,7 +69,7 @@ def _out_of_range(
             yield HyperparameterError("label", field, value, allowed)
 
 
-@operator(shares_work=True, problems=problems)
+@operator(shares_work=True, problems=problems, takes_ensembles=("teacher",))
 def label(
     work: Workspace,
     *,
@@ -160,7 +161,7 @@ class Labeller:
         batch_size: int,
         precision: str,
     ) -> None:
-        model = load(teacher, DTYPES[precision])
+        model = load_decoder(teacher, DTYPES[precision])
         check(model, packed=False)
         self.teacher = Teacher(model.to(device), temperature=labelling.temperature, packed=False)
         self.tokenizer, self.table = load_tokenizer(teacher), read_rows(data)

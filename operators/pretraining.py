@@ -95,7 +95,7 @@ def _foreseen(
         yield f"length={training.length}, expected at most context={architecture.context}. Lower it or raise context."
 
 
-@operator(problems=_foreseen)
+@operator(problems=_foreseen, takes_ensembles=("tokenizer",))
 def pretrain(
     work: Workspace,
     *,

@@ -45,7 +45,7 @@ def _problems(*, name: str, alias: str, **_: Any) -> Iterator[str]:
             yield str(problem)
 
 
-@operator(effect=True, problems=_problems)
+@operator(effect=True, problems=_problems, takes_ensembles=("model",), hands_on="model")
 def register(work: Workspace, *, model: Model, name: str, alias: str = "champion") -> Model:
     """Give a model a name, and move an alias of that name to it.
 

@@ -77,7 +77,7 @@ def _problems(
         yield str(not_both("serve"))
 
 
-@operator(effect=True, starts_workers=True, problems=_problems)
+@operator(effect=True, starts_workers=True, problems=_problems, takes_ensembles=("model", "base"))
 def serve(
     work: Workspace,
     *,

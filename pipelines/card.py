@@ -27,6 +27,11 @@ from operators.models.language_models import adapted, load
 
 base = Path("BASE")  # a folder
 model = adapted(load(base), Path("."))"""
+SEVERAL = """from pathlib import Path
+
+from operators.models.ensembles import load_any
+
+model = load_any(Path("."))"""
 
 
 def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str = "", own: bool = False) -> str:
@@ -37,7 +42,7 @@ def model_card(store: Store, found: Sequence[Ancestor], *, name: str, base: str 
         found: What `ancestry` gives.
         name: The title.
         base: Where an adapter's base is; empty for a whole model.
-        own: Whether the adapter is this project's own, which PEFT does not know.
+        own: Whether it is this project's own, so that neither transformers nor PEFT knows it.
     """
     library = "learn-from-model" if own else "peft" if base else "transformers"
     front = yaml.safe_dump(_front_matter(found, library), sort_keys=False)
@@ -82,7 +87,7 @@ def _about(one: Ancestor) -> str:
 
 def _loading(base: str, own: bool) -> str:
     if not base:
-        return _fenced("python", WHOLE)
+        return _fenced("python", SEVERAL if own else WHOLE)
     if own:
         return _fenced("python", REWRITTEN.replace("BASE", base))
     note = f"Its base is `{base}`. Where that moves, change `base_model_name_or_path` in `adapter_config.json`."

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import lfm
 from lfm.errors import LfmError
-from operators.artifact import Artifact, kind_of
+from operators.artifact import Artifact, Model, kind_of
 from operators.base import Edge, Operator, Problems, Resources
-from operators.catalog import READ_BY_NAME, Catalog, method_name
+from operators.catalog import ENSEMBLES, READ_BY_NAME, Catalog, method_name
 from operators.code import module_name, own
+from operators.models.ensemble_files import DISTIL, is_ensemble
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
@@ -171,6 +172,7 @@ def survey(
         verb = catalog.operator(step.operator)
         if not _trains(verb):
             problems += _spread(name, step, verb)
+        problems += _ensembles(name, step, verb, seen, spec, catalog)
         if verb.problems is not None:
             clauses = _foreseen(step, verb, verb.problems, seen, spec, catalog)
             problems += [Problem(("steps", name, *_about(clause, step, verb)), clause) for clause in clauses]
@@ -192,6 +194,27 @@ def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]
         if unused:
             said = f"{field}={getattr(asks, field)!r} for {verb.name!r}, which {why}, expected {only}. Leave it out."
             yield Problem(("steps", name, "resources", field), said)
+
+
+def _ensembles(
+    name: str, step: StepSpec, verb: Operator[Any], seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
+) -> Iterator[Problem]:
+    """The models made of several that a step is given where its verb knows plain ones alone."""
+    for key, reference in step.inputs.items():
+        for given in () if key in verb.takes_ensembles else names_in(reference):
+            if _is_ensemble(given, seen, spec, catalog):
+                said = f"{key}: {given!r} is an ensemble, expected a plain model for {verb.name!r}. {DISTIL}"
+                yield Problem(("steps", name, "inputs", key), said)
+
+
+def _is_ensemble(name: str, seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog) -> bool:
+    """Whether an input or a step will be a model that is made of several, as far as is known."""
+    if name not in spec.steps:
+        found = seen.get(name)
+        return isinstance(found, Model) and is_ensemble(found.path)
+    verb = catalog.operator(spec.steps[name].operator)
+    handed_on = spec.steps[name].inputs.get(verb.hands_on)
+    return verb.makes_ensembles or (isinstance(handed_on, str) and _is_ensemble(handed_on, seen, spec, catalog))
 
 
 def _about(clause: str, step: StepSpec, verb: Operator[Any]) -> Part:
@@ -286,6 +309,8 @@ def _read_by_name(step: StepSpec, spec: Spec, catalog: Catalog) -> list[str]:
     """The modules of the methods that inputs of the step may name: which one, nobody knows before they are read."""
     kinds = {_kind(name, spec, catalog) for name in step.references()}
     families = {family for kind, family in READ_BY_NAME.items() if kind in kinds}
+    if set(step.inputs) & set(catalog.operator(step.operator).takes_ensembles):
+        families.add(ENSEMBLES)
     return [f"lfm.{name.replace('/', '.')}" for family in sorted(families) for name in lfm.names(family)]
 
 

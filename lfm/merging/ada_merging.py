@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lfm.entropy import entropy
 from lfm.merging.base import Weigh
 from lfm.merging.task_arithmetic import TaskArithmetic
 
@@ -93,8 +94,7 @@ class AdaMerging(Weigh):
 
     @override
     def objective(self, logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows"]:
-        shares = logits.log_softmax(dim=-1)
-        return -(shares.exp() * shares).sum(dim=-1)
+        return entropy(logits)
 
     @override
     def merge(

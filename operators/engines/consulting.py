@@ -5,7 +5,8 @@ from typing import Any
 from operators.artifact import Datastore, Memory, Model
 from operators.engines.native import Native
 from operators.models.datastore_files import not_both, opened, unfit
-from operators.models.language_models import load, load_tokenizer
+from operators.models.ensembles import load_decoder
+from operators.models.language_models import load_tokenizer
 from operators.models.memory_files import consult
 
 
@@ -27,7 +28,7 @@ def engine_of(model: Model, memory: Memory | None = None, datastore: Datastore |
     """
     if memory is not None and datastore is not None:
         raise not_both("model")
-    whole = load(model.path)
+    whole = load_decoder(model.path)
     if memory is not None:
         consult(whole, memory, model)
     for problem in () if datastore is None else unfit("model", datastore, model):

@@ -12,7 +12,8 @@ from lfm.errors import LfmError
 from lfm.hooks import Blocks, cache_name, inputs_of
 from lfm.retrieval.base import Retrieve, Search
 from operators.data.batches import IGNORED, Batch
-from operators.models.language_models import head_of, trunk_of
+from operators.models.ensembles import new_cache
+from operators.models.language_models import heads_of, trunk_of
 from operators.models.objectives import plain
 from operators.models.soft_prompts import length_of
 
@@ -95,7 +96,7 @@ class Native:
         watched = None if retrieve is None else retrieve.watched(Blocks(self.model))
         self.watched = () if watched is None else (watched,)
         self.tokenizer = tokenizer
-        self.head = head_of(self.model)
+        self.head = heads_of(self.model)
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = {int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None}
@@ -112,9 +113,7 @@ class Native:
         Raises:
             SamplingError: A prompt has no token, or leaves no room for an answer.
         """
-        import transformers
-
-        cache = {cache_name(trunk_of(self.model)): transformers.DynamicCache(config=self.model.config)}
+        cache = {cache_name(trunk_of(self.model)): new_cache(self.model)}
         lengths = [len(p) for p in prompts]
         if not all(n > 0 and (self.context is None or n < self.context) for n in lengths):
             room = "" if self.context is None else f" and fewer than the model's context of {self.context}"
@@ -174,14 +173,14 @@ class Native:
 
     def told(self, read: Reading) -> Float[Tensor, "tokens vocab"]:
         """Logits in float32, or the log-probabilities that the datastore's method makes of them."""
-        logits = self.head.shaped(self.head.linear(read.hidden)).float()
+        logits = self.head.logits(read.hidden)
         if self.retrieve is None or self.search is None:
             return logits
         return self.retrieve.combine(logits, self.search.nearest(read.queries, self.retrieve.k))
 
     def losses(self, read: Reading, targets: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Minus the log-probability of each token, in nats, without a distribution of what a datastore has."""
-        logits = self.head.shaped(self.head.linear(read.hidden)).float()
+        logits = self.head.logits(read.hidden)
         own = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         if self.retrieve is None or self.search is None:
             return own

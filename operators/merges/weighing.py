@@ -4,28 +4,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lfm.chunks import chunked
 from lfm.merging.base import Merge, Weigh
 from lfm.weights import Weights
 from operators.artifact import Dataset, Model
-from operators.data.batches import Batch, Rows, documents, global_batch, packed
-from operators.data.rows import Form, read_rows
-from operators.learning.loop import Job, Place, Where
+from operators.data.batches import Batch
+from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit
+from operators.learning.unlabelled import Balanced, looking, training_of, unsuited
 from operators.merges.experts import Expert, called, reader
 from operators.merges.known import Learnt, learnt_before
 from operators.models import classifiers
-from operators.models.language_models import UnsupportedModel, architecture_of, check, config_of, load, load_tokenizer
-from operators.models.objectives import Objective, answers
-from operators.models.texts import unfit
+from operators.models.language_models import UnsupportedModel, architecture_of, config_of, load
 from operators.needs import unmet
 from operators.training import Training
 from operators.workspace import Workspace
@@ -38,15 +33,7 @@ def unweighable(base: Model | None, data: Mapping[str, Dataset | None], method: 
     yield from unmet(method, data=bool(data))
     if not isinstance(method, Weigh):
         return
-    if length < 2:
-        yield f"length={length}, expected length >= 2. It counts the tokens of a row."
-        return
-    what = None if base is None else architecture_of(base.path)
-    if base is not None and what == "encoder":
-        yield f"base: {str(base.path)!r} is an encoder: {classifiers.HEADLESS}. {classifiers.GIVE_HEAD}"
-    named = {f"data {name!r}": dataset for name, dataset in data.items()}
-    forms = (Form.TEXT,) if what == "decoder" else (Form.TEXT, Form.LABELLED)
-    yield from unfit(Training(length=length), None if base is None else base.path, named, forms)
+    yield from unsuited(base, data, length)
 
 
 def weighed(
@@ -73,18 +60,7 @@ def weighed(
     Raises:
         UnsupportedModel: The model's files name its parameters otherwise than transformers does.
     """
-    training = Training(
-        max_steps=method.steps,
-        batch_size=method.batch_size * len(data),
-        micro_batch_size=method.batch_size,
-        length=length,
-        packing=False,
-        learning_rate=method.learning_rate,
-        schedule="constant",
-        warmup=0.0,
-        clip_norm=None,
-        seed=work.seed,
-    )
+    training = training_of(method, num_sets=len(data), length=length, seed=work.seed)
     arguments = {"base": base, "experts": tuple(experts), "data": dict(data), "method": method, "training": training}
     groups = method.groups(_floats(Weights(base.path)), layer_of)
     used = learnt_before(work.kept())  # by an attempt that had begun to merge
@@ -104,29 +80,20 @@ def _job(
     method: Weigh,
     training: Training,
 ) -> Job:
-    surest: nn.Module
-    if architecture_of(base.path) == "classifier":
-        tokenizer = classifiers.load_tokenizer(base.path)
-        model = classifiers.load(base.path, torch.float32)
-        classifiers.check(model, tokenizer)
-        surest = OfLabels(model, method)
-        sets = [_texts(dataset, tokenizer, training.length) for dataset in data.values()]
-    else:
-        tokenizer = load_tokenizer(base.path)
-        model = load(base.path, torch.float32)
-        check(model, packed=False)
-        surest = OfTokens(model, method)
-        sets = [_documents(dataset, tokenizer, training.length) for dataset in data.values()]
+    opened = classifiers.load if architecture_of(base.path) == "classifier" else load
+    model = opened(base.path, torch.float32)
+    surest, sets = looking(model, base, method.objective, data, training.length)
+    balanced = Balanced(sets, method.batch_size, training.seed)
 
     def export(weights: Mapping[str, Tensor], folder: Path) -> None:
         save_file(dict(weights), folder / LEARNT)
 
     return Job(
         objective=Merged(surest, method, base, experts, place.device),
-        rows=_together(sets),
+        rows=balanced.rows,
         held_out=None,
         export=export,
-        rewrite=_Balanced(sets, method.batch_size, training.seed),
+        rewrite=balanced,
     )
 
 
@@ -177,55 +144,6 @@ class Merged(nn.Module):
         return functional_call(self.objective[0], merged, (batch,))  # type: ignore[no-any-return]
 
 
-class OfLabels(nn.Module):
-    """The method's objective on what a classifier tells of texts."""
-
-    def __init__(self, model: Any, method: Weigh) -> None:
-        super().__init__()
-        self.model, self.method = model, method
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The sum over the batch's texts."""
-        logits, _ = classifiers.told_of(self.model, batch)
-        return self.method.objective(logits.float()).sum()
-
-
-class OfTokens(Objective):
-    """The method's objective on what a language model tells of the next token at each position."""
-
-    def __init__(self, model: Any, method: Weigh) -> None:
-        super().__init__(model, packed=False)
-        self.method = method
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The sum over the batch's positions, without holding the logits of all of them."""
-        hidden, _ = answers(self.model, batch, packed=False)
-        head = self.head[0]
-
-        def told(logits: Tensor, where: slice) -> Tensor:
-            return self.method.objective(head.shaped(logits.float())).sum()
-
-        return chunked(hidden, head.linear.weight, head.linear.bias, told)
-
-
-class _Balanced:
-    """As many rows of each set at every step, in an order of its own."""
-
-    def __init__(self, sets: Sequence[Rows], batch_size: int, seed: int) -> None:
-        self.rows = _together(sets)
-        self.sizes = [len(rows) for rows in sets]
-        self.batch_size, self.seed = batch_size, seed
-
-    def __call__(self, step: int, where: Where) -> tuple[Rows, Where]:
-        """See `Job.rewrite`."""
-        starts = np.cumsum([0, *self.sizes[:-1]])
-        taken = [
-            start + global_batch(size, step, self.batch_size, self.seed)
-            for start, size in zip(starts, self.sizes, strict=True)
-        ]
-        return self.rows, np.concatenate(taken)
-
-
 def layer_of(name: str) -> str:
     """The block that a parameter is in, else the part that holds it: ``h.3`` of ``h.3.attn.weight``."""
     block = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
@@ -245,21 +163,3 @@ def _used(objective: nn.Module, base: Model, names: Sequence[str]) -> list[str]:
         kind = str(config_of(base.path).get("model_type"))
         raise UnsupportedModel(kind, f"its files hold no {lacking!r}, expected its parameters by their names", fix)
     return used
-
-
-def _texts(dataset: Dataset, tokenizer: Any, length: int) -> Rows:
-    texts = read_rows(dataset, forms=(Form.TEXT, Form.LABELLED))["text"].to_pylist()
-    return classifiers.rows_of(texts, [0] * len(texts), tokenizer, length)
-
-
-def _documents(dataset: Dataset, tokenizer: Any, length: int) -> Rows:
-    found = documents(read_rows(dataset, forms=(Form.TEXT,)).to_pydict(), tokenizer)
-    return packed(found, length=length, padding=tokenizer.pad_token_id, packing=False, where=dataset.uri)
-
-
-def _together(sets: Sequence[Rows]) -> Rows:
-    """The rows of one set after those of another."""
-    ids, positions, targets = (
-        np.concatenate([getattr(rows, field) for rows in sets]) for field in ("ids", "positions", "targets")
-    )
-    return Rows(ids, positions, targets, sum(r.cut for r in sets), sum(r.left_out for r in sets))

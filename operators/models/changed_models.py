@@ -11,8 +11,9 @@ from lfm.errors import LfmError
 from lfm.memory.base import OtherMemory
 from operators.artifact import Adapter, Artifact, Delta, Memory, Model, kind_of
 from operators.data.vocabulary import tokens
-from operators.models import classifiers, networks
-from operators.models.language_models import adapted, architecture_of, load
+from operators.models import classifiers
+from operators.models.ensembles import load_any
+from operators.models.language_models import adapted, architecture_of, heads_of, load
 from operators.models.memory_files import consult
 from operators.models.objectives import plain
 from operators.models.rewrites import made_for
@@ -91,7 +92,8 @@ def opened(
     home = home_with(verb, model, base)
     if memory is not None and not isinstance(model, Model):
         raise not_whole(memory.uri, kind_of(type(model)))
-    whole = _loaded(home)
+    # Of a model that is changed a plain one: what was made for it names parameters of its own.
+    whole = load_any(home, torch.float32) if isinstance(model, Model) else _loaded(home)
     if isinstance(model, Model) and memory is not None:
         consult(whole, memory, model)
     if isinstance(model, Adapter):
@@ -117,10 +119,7 @@ def home_with(verb: str, model: Model | Adapter | Delta, base: Model | None) -> 
 
 
 def _loaded(folder: Path) -> Any:
-    what = architecture_of(folder)
-    if what == "network":
-        return networks.load(folder)
-    return (load if what == "decoder" else classifiers.load)(folder, torch.float32)
+    return (load if architecture_of(folder) == "decoder" else classifiers.load)(folder, torch.float32)
 
 
 def beside(whole: Any, home: Path, base: Model) -> Any:
@@ -130,7 +129,7 @@ def beside(whole: Any, home: Path, base: Model) -> Any:
         AnotherVocabulary: It has other tokens.
     """
     found = load(base.path, torch.float32)
-    sizes = [m.get_output_embeddings().out_features for m in (plain(whole), found)]
+    sizes = [heads_of(m).size for m in (plain(whole), found)]
     if sizes[0] != sizes[1] or tokens(home, added=False) != tokens(base.path, added=False):
         raise AnotherVocabulary(f"base {base.uri!r}", *sizes)
     return found

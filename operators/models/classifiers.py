@@ -14,7 +14,14 @@ from operators.data.batches import IGNORED, Batch, Rows
 from operators.data.classes import distinct, numbered
 from operators.data.rows import Form, read_rows
 from operators.models.foreign_code import refuse_foreign_code
-from operators.models.language_models import UnsupportedModel, architecture_of, config_of, inject, same
+from operators.models.language_models import (
+    UnsupportedModel,
+    architecture_of,
+    config_of,
+    inject,
+    refuse_ensembles,
+    same,
+)
 from operators.models.objectives import plain
 from operators.training import Training
 
@@ -35,11 +42,13 @@ def load(folder: Path, dtype: torch.dtype | None = None, labels: Sequence[str] =
 
     Raises:
         ForeignCode: It cannot be loaded without running code.
-        UnsupportedModel: It has no head and gets no labels, or its head tells something else than one label.
+        UnsupportedModel: It has no head and gets no labels, or its head tells something else than one label, or it is
+            made of several models.
     """
     import transformers
 
     refuse_foreign_code(folder)
+    refuse_ensembles(folder)
     made: dict[str, Any] = {}
     config = config_of(folder)
     if architecture_of(folder) != "classifier":

@@ -1,7 +1,7 @@
 """Folders <-> causal language models of transformers and PEFT, and how these are put together."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lfm.errors import LfmError
 from lfm.networks import ImageNetwork
 from lfm.weights import parsed
+from operators.models.ensemble_files import DISTIL, is_ensemble
 from operators.models.foreign_code import refuse_foreign_code
 from operators.models.networks import is_network
 from operators.models.rewrites import is_rewrites, rewritten
@@ -52,11 +53,12 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
 
     Raises:
         ForeignCode: It cannot be loaded without that.
-        UnsupportedModel: It is something else.
+        UnsupportedModel: It is something else, or made of several models.
     """
     import transformers
 
     refuse_foreign_code(folder)
+    refuse_ensembles(folder)
     if (what := architecture_of(folder)) != "decoder":
         fix = "Give a model that writes text."
         kind = str(config_of(folder).get("model_type"))
@@ -64,6 +66,13 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
+
+
+def refuse_ensembles(folder: Path) -> None:
+    """Raise `UnsupportedModel` for a folder that `operators.models.ensembles` alone can load."""
+    if is_ensemble(folder):
+        kind = str(config_of(folder).get("model_type"))
+        raise UnsupportedModel(kind, "it is an ensemble, expected one plain model", DISTIL)
 
 
 def outline(folder: Path) -> Any:
@@ -244,6 +253,52 @@ class Head:
         logits = logits * self.scale if self.scale != 1.0 else logits
         return self.cap * torch.tanh(logits / self.cap) if self.cap is not None else logits
 
+    @property
+    def size(self) -> int:
+        """How many tokens it tells, of which the last may be padding."""
+        return self.linear.out_features
+
+    def logits(self, hidden: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens vocab"]:
+        """What is told after each token, in float32."""
+        return self.shaped(self.linear(hidden)).float()
+
+
+class Heads(nn.Module):
+    """The heads of several models that answer together: what goes in are their hidden states, one after another.
+
+    Attributes:
+        heads: One for each.
+        combine: Makes of what each says, of shape (models, ..., vocab), what all say; log-probabilities both.
+    """
+
+    def __init__(self, heads: Sequence[Head], combine: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.combine = tuple(heads), combine
+
+    @property
+    def size(self) -> int:
+        """How many tokens they tell."""
+        return self.heads[0].size
+
+    def parts(self, hidden: Float[Tensor, "*tokens widths"]) -> Sequence[Float[Tensor, "*tokens width"]]:
+        """What goes into each head."""
+        return torch.split(hidden, [head.linear.in_features for head in self.heads], dim=-1)
+
+    def logits(self, hidden: Float[Tensor, "*tokens widths"]) -> Float[Tensor, "*tokens vocab"]:
+        """What is told after each token, as log-probabilities in float32."""
+        each = zip(self.heads, self.parts(hidden), strict=True)
+        return self.combine(torch.stack([head.logits(part).log_softmax(dim=-1) for head, part in each]))
+
+
+def heads_of(model: Any) -> Head | Heads:
+    """What turns hidden states into logits, for who only asks: of one model, or of several that answer together.
+
+    Raises:
+        UnsupportedModel: It has no head, or a part was put around it.
+    """
+    together = model.get_output_embeddings()
+    return together if isinstance(together, Heads) else head_of(model)
+
 
 def head_of(model: Any) -> Head:
     """The head of a causal language model, or of a network for images.
@@ -305,10 +360,10 @@ def check(model: Any, *, packed: bool) -> None:
     training, name = model.training, model.config.model_type
     model.eval()
     try:
-        head = head_of(model)
+        head = heads_of(model)
         alone = hidden_states(model, ids[:, 4:], positions[:, 4:], packed=False)
         logits = model(input_ids=ids[:, 4:], use_cache=False).logits.float()
-        if not same(head.shaped(head.linear(alone)).float(), logits):
+        if not same(head.logits(alone), logits):
             raise UnsupportedModel(name, "its logits are more than its head's on its hidden states", "Tune another.")
         if packed and not same(hidden_states(model, ids, positions, packed=True)[:, 4:], alone):
             raise UnsupportedModel(name, "documents in one row see each other in it", "Set packing to false.")

@@ -1,10 +1,10 @@
 """Folders of what no library knows how to put into a model: tensors, and `lfm.json`, which says what puts them in."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,9 +17,12 @@ from lfm.method import Method
 from lfm.rewriting import Rewrite
 from lfm.weights import Header, Weights, parsed
 from operators.artifact import REWRITES
+from operators.models.ensemble_files import KEY
+
+M = TypeVar("M")
 
 STEM = "adapter_model"
-FIX = "Give the folder that tune wrote, and the model that it was made for."
+FIX = "Give the folder as it was written, and the model that it was made for."
 
 
 class RewriteError(LfmError, ValueError):
@@ -65,14 +68,23 @@ def read(folder: Path) -> Rewrites:
         RewriteError: It names none, or with fields that it does not have.
         WeightsError: It is no JSON object.
     """
+    methods, found = methods_in(folder, Rewrite)  # type: ignore[type-abstract]
+    return Rewrites(methods=methods, base=str(found.get("base") or ""))
+
+
+def methods_in(folder: Path, kind: type[M]) -> tuple[tuple[M, ...], dict[str, Any]]:
+    """The methods of a kind that a folder's `lfm.json` lists, and all that stands in that file.
+
+    Raises:
+        RewriteError: It names none, or others, or with fields that they do not have.
+        WeightsError: It is no JSON object.
+    """
     path = folder / REWRITES
     found = parsed(path, path.read_bytes())
-    steps = found.get("rewrites")
+    steps = found.get(KEY)
     if not isinstance(steps, list) or not steps:
-        raise RewriteError(
-            str(folder), f"has no list of 'rewrites' in its {REWRITES}", "one of methods with their fields"
-        )
-    return Rewrites(methods=tuple(_method(folder, step) for step in steps), base=str(found.get("base") or ""))
+        raise RewriteError(str(folder), f"has no list of {KEY!r} in its {REWRITES}", "one of methods with their fields")
+    return tuple(_method(folder, step, kind) for step in steps), found
 
 
 def unreadable(folder: Path) -> tuple[str, str] | None:
@@ -90,14 +102,14 @@ def made_for(folder: Path) -> str:
     return read(folder).base if is_rewrites(folder) else ""
 
 
-def _method(folder: Path, step: Any) -> Rewrite:
+def _method(folder: Path, step: Any, kind: type[M]) -> M:
     name = step.get("method") if isinstance(step, dict) else None
     method = catalog.find(name) if name in catalog.names() else None
-    if method is None or not issubclass(method, Rewrite):
+    if method is None or not issubclass(method, kind):
         what = f"names the rewrite {name!r} in its {REWRITES}"
         raise RewriteError(str(folder), what, "a method of this version that rewrites a model")
     try:
-        made: Rewrite = TypeAdapter(method).validate_python(step.get("fields", {}))
+        made: M = TypeAdapter(method).validate_python(step.get("fields", {}))
     except ValidationError as error:
         first = error.errors()[0]
         what = f"gives {name} the field {'.'.join(map(str, first['loc']))!r} in its {REWRITES}: {first['msg']}"
@@ -116,7 +128,12 @@ def write(folder: Path, method: Method, tensors: Mapping[str, Tensor], *, base: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: t.float().contiguous() for n, t in tensors.items()}, folder / f"{STEM}.safetensors")
-    said = {"rewrites": [{"method": name_of(method), "fields": method.hyperparameters()}], "base": base}
+    say(folder, method, base=base)
+
+
+def say(folder: Path, method: Method, **about: object) -> None:
+    """Write a folder's `lfm.json`: the method with its fields, and what else is to be known of it."""
+    said = {KEY: [{"method": name_of(method), "fields": method.hyperparameters()}], **about}
     (folder / REWRITES).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
 
 
@@ -131,17 +148,35 @@ def rewritten(model: nn.Module, folder: Path, stem: str = STEM) -> nn.Module:
     training = model.training
     for method in read(folder).methods:
         method.rewrite(model)
-    weights = Weights(folder, stem)
-    parameters = dict(model.named_parameters())
-    _check(folder, parameters, parameters.keys() - before, weights.headers)
-    with torch.no_grad():
-        for name in weights.headers:
-            parameters[name].copy_(weights.read(name))
+    fill(model, folder, (stem,), {n for n, _ in model.named_parameters()} - before)
     return model.train(training)
 
 
-def _check(folder: Path, parameters: Mapping[str, Tensor], added: set[str], stored: Mapping[str, Header]) -> None:
-    for name in sorted(stored.keys() | added):
+def fill(model: nn.Module, folder: Path, stems: Sequence[str], added: Collection[str]) -> None:
+    """Give parameters of a model the values that lie in a folder.
+
+    Args:
+        model: Rewritten already.
+        folder: Holds the tensors, by the parameters' names.
+        stems: What the names of their files begin with.
+        added: The parameters that need a tensor: what was put in.
+
+    Raises:
+        RewriteError: One has none, or a tensor is of nothing in the model.
+    """
+    parameters = dict(model.named_parameters())
+    stored = [Weights(folder, stem) for stem in stems]
+    _check(folder, parameters, added, {n: h for weights in stored for n, h in weights.headers.items()})
+    with torch.no_grad():
+        for weights in stored:
+            for name in weights.headers:
+                parameters[name].copy_(weights.read(name))
+
+
+def _check(
+    folder: Path, parameters: Mapping[str, Tensor], added: Collection[str], stored: Mapping[str, Header]
+) -> None:
+    for name in sorted({*stored, *added}):
         if name not in stored:
             raise RewriteError(str(folder), f"has no tensor {name!r}", "one for all that it puts into the model")
         if name not in parameters:

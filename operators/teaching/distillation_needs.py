@@ -9,6 +9,7 @@ from operators.artifact import Dataset, Model
 from operators.data.rows import SPOKEN, Form, columns_of, form_of
 from operators.data.vocabulary import digest, tokens
 from operators.learning.trainer import refused
+from operators.models.ensembles import asks_several
 from operators.models.language_models import CALLED, architecture_of, head_size, num_layers
 from operators.models.networks import is_network, labels_of, network_of, shape_of, unsplittable
 from operators.models.texts import unfit
@@ -109,8 +110,11 @@ def _untapped(
     method: DistillFeatures, teacher: Model | None, student: Model | None, top_k: int | None
 ) -> Iterator[str]:
     """Whether layers are there that a method names."""
+    name = type(method).__name__
+    if teacher is not None and asks_several(teacher.path):
+        fix = "Choose another method."
+        yield f"teacher: {teacher.uri!r} answers with several models, expected one with layers for {name}. {fix}"
     if top_k is not None:
-        name = type(method).__name__
         yield f"top_k={top_k!r} with {name}, expected none, as only likely tokens are remembered. Leave it out."
     depths = [None if m is None else num_layers(m.path) for m in (student, teacher)]
     if depths[0] is not None and depths[1] is not None:

@@ -14,7 +14,8 @@ from operators.data.batches import documents
 from operators.data.row_files import DatasetError
 from operators.data.rows import COLUMNS, SOURCE, TYPES, Form, read_rows
 from operators.engines.native import Native, Sampling
-from operators.models.language_models import DTYPES, load, load_tokenizer
+from operators.models.ensembles import load_decoder
+from operators.models.language_models import DTYPES, load_tokenizer
 from operators.sharing.parts import in_parts
 from operators.workspace import Workspace
 
@@ -64,7 +65,7 @@ class Writer:
     """Answers the prompts of one part after another."""
 
     def __init__(self, device: torch.device, *, teacher: Path, data: Dataset, max_answer: int, precision: str) -> None:
-        self.engine = Native(load(teacher, DTYPES[precision]).to(device), load_tokenizer(teacher))
+        self.engine = Native(load_decoder(teacher, DTYPES[precision]).to(device), load_tokenizer(teacher))
         self.table, self.uri, self.max_answer = read_rows(data), data.uri, max_answer
 
     def part(self, number: int) -> pa.Table:

@@ -6,17 +6,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lfm.soft_targets import Dense, TopK, likeliest
+from lfm.soft_targets import Dense, Joint, TopK, Whole, likeliest
 from operators.data.batches import IGNORED, Batch, Rows
-from operators.models.language_models import head_of
+from operators.models.language_models import Head, Heads, heads_of
 from operators.models.objectives import answers
 
 
 class Source(Protocol):
     """What a student learns from."""
 
-    def says(self, batch: Batch) -> Dense | TopK:
+    def says(self, batch: Batch) -> Whole | TopK:
         """What is said of the loss tokens of a batch."""
 
 
@@ -29,7 +30,7 @@ class Teacher:
 
     def __init__(self, model: Any, *, temperature: float, packed: bool) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.head = head_of(model)
+        self.head = heads_of(model)
         self.temperature, self.packed = temperature, packed
         self.asked = 0
         self.memories: list[_Memory] = []
@@ -38,7 +39,7 @@ class Teacher:
         """From now on ask only once for each of these rows, and keep the `k` likeliest tokens, in a file."""
         self.memories.append(_Memory(rows, k, vocabulary, self.temperature, folder))
 
-    def says(self, batch: Batch) -> Dense | TopK:
+    def says(self, batch: Batch) -> Whole | TopK:
         """What it says of the loss tokens of a batch."""
         memory = next((m for m in self.memories if m.rows is batch.rows), None)
         if memory is None or not batch.loss_tokens:
@@ -49,13 +50,21 @@ class Teacher:
         return memory.recall(batch.where, batch.ids.device)
 
     @torch.no_grad()
-    def asked_of(self, batch: Batch) -> Dense:
+    def asked_of(self, batch: Batch) -> Whole:
         """What it says of them now, whatever is remembered."""
         self.asked += len(batch.where)
         hidden, _ = answers(self.model, batch, packed=self.packed)
-        linear = self.head.linear
-        shaped = None if self.head.plain else self.head.shaped
-        return Dense(hidden=hidden, weight=linear.weight, bias=linear.bias, shaped=shaped, temperature=self.temperature)
+        if isinstance(self.head, Heads):
+            each = zip(self.head.heads, self.head.parts(hidden), strict=True)
+            said = [_dense(head, part, temperature=1.0) for head, part in each]
+            return Joint(members=said, combine=self.head.combine, temperature=self.temperature)
+        return _dense(self.head, hidden, temperature=self.temperature)
+
+
+def _dense(head: Head, hidden: Tensor, *, temperature: float) -> Dense:
+    """What a head says of hidden states."""
+    linear, shaped = head.linear, None if head.plain else head.shaped
+    return Dense(hidden=hidden, weight=linear.weight, bias=linear.bias, shaped=shaped, temperature=temperature)
 
 
 class Quoted:

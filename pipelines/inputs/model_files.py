@@ -19,6 +19,7 @@ from operators.artifact import (
     kind_of,
 )
 from operators.data.row_files import may_hold_rows
+from operators.models.ensemble_files import EXPERTS, LEARNT, MEMBERS, is_ensemble, members_in
 from operators.models.foreign_code import PICKLES, foreign_code, only_pickles
 
 OURS = (Delta, Statistics, Editor, Memory, Datastore)  # each `kind.safetensors` with `kind.json` beside it
@@ -65,6 +66,11 @@ def damaged(kind: type[Artifact], folder: Path) -> tuple[str, str] | None:
         from operators.models.rewrites import unreadable  # with torch, which few plans need
 
         return unreadable(folder) or foreign_code(folder)
+    if kind is Model and is_ensemble(folder):
+        from operators.models import ensembles  # the same
+
+        inside = sorted((folder / MEMBERS).glob("*"))
+        return ensembles.unreadable(folder) or next(filter(None, (damaged(kind, one) for one in inside)), None)
     return foreign_code(folder)
 
 
@@ -87,8 +93,17 @@ def leading_out(kind: type[Artifact], folder: Path, files: Iterable[Path]) -> tu
 
 
 def weights(kind: type[Artifact], names: Sequence[str]) -> list[str]:
-    """The files that hold the tensors of a kind: one file, or an index and what it names."""
-    stem = STEMS[kind]
+    """The files that hold the tensors of a kind: one file, or an index and what it names; of each of several models."""
+    found = _weights(STEMS[kind], names)
+    members = members_in(names)
+    if found or kind is not Model or not members or REWRITES not in names:
+        return found
+    each = {inside: weights(kind, files) for inside, files in members.items()}
+    apart = [*_weights(EXPERTS, names), *_weights(LEARNT, names)]
+    return [*(f"{inside}{n}" for inside, found in each.items() for n in found), *apart] if all(each.values()) else []
+
+
+def _weights(stem: str, names: Sequence[str]) -> list[str]:
     single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     if single in names:
         return [single]
@@ -106,5 +121,6 @@ def needed(kind: type[Artifact], names: Sequence[str]) -> list[str]:
     if kind not in STEMS:
         return [n for n in names if not n.endswith(PICKLES)]
     chosen = weights(kind, names)
-    beside = [n for n in names if "/" not in n and n.endswith(BESIDE) and not n.endswith(".index.json")]
+    own = {n.rpartition("/")[0] for n in chosen} | {""}  # of a model that is made of several those of each
+    beside = [n for n in names if n.rpartition("/")[0] in own and n.endswith(BESIDE) and not n.endswith(".index.json")]
     return [*chosen, *beside]

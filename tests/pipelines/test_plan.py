@@ -183,3 +183,47 @@ def test_an_operator_is_asked_about_nothing_of_another_kind_than_it_takes():
 def test_a_mistake_in_what_a_users_operator_foresees_is_a_sentence_with_its_line():
     said = foreseen("  a: {operator: look, inputs: {data: here}, params: {size: 3}}\n")
     assert said == ("p.yaml:3 step 'a': own.py:11: TypeError: a mistake of its author's. Correct it.",)
+
+
+ENSEMBLE = """
+inputs: {one: {model: a}, two: {model: b}, text: {dataset: t}}
+steps:
+  both: {operator: ensemble, inputs: {members: [one, two]}, method: {name: output}}
+  measured: {operator: evaluate, inputs: {model: both, data: {text: text}}}
+  passed:
+    operator: gate
+    inputs: {model: both, results: {m: measured}}
+    params: {require: [{better: m, than: 9, on: text}]}
+  student: {operator: distill, inputs: {teacher: passed, student: one, data: text}, method: {name: forward_kl}}
+  merged: {operator: merge, inputs: {base: one, experts: [student, two]}, method: {name: linear}}
+"""
+
+
+def test_a_model_made_of_several_is_refused_where_a_plain_one_is_needed_whoever_hands_it_on(tmp_path):
+    assert survey(load(ENSEMBLE), Eyes(), Catalog()) == []
+    (problem,) = survey(load(ENSEMBLE.replace("[student, two]", "[student, passed]")), Eyes(), Catalog())
+    assert str(problem).endswith(
+        "experts: 'passed' is an ensemble, expected a plain model for 'merge'. Distil it into one first."
+    )
+    (tmp_path / "config.json").write_text("{}")
+
+    class Finds(Eyes):
+        def check(self, artifact):
+            return replace(artifact, uri=str(tmp_path)) if artifact.uri == "b" else None
+
+    named = """
+inputs: {two: {model: b}, change: {delta: c}}
+steps:
+  named: {operator: register, inputs: {model: two}, params: {name: x}}
+"""
+    changed = f"{named}  other: {{operator: apply, inputs: {{model: named, delta: change}}}}"
+    for said, expected in (("{}", 0), ('{"network": {}}', 0), ('{"rewrites": []}', 1)):
+        (tmp_path / "lfm.json").write_text(said)
+        assert survey(load(named), Finds(), Catalog()) == []
+        assert len(survey(load(changed), Finds(), Catalog())) == expected
+
+
+def test_who_may_be_given_such_a_model_depends_on_the_methods_that_make_it_and_nobody_else():
+    made = plan(load(ENSEMBLE), Eyes(), Catalog())
+    reads = {n for n, s in made.steps.items() if "lfm.ensembling.wemoe" in s.components["source"]}
+    assert reads == {"measured", "passed", "student"}

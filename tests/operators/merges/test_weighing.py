@@ -17,7 +17,7 @@ from operators.base import Resources
 from operators.data.batches import on_device
 from operators.learning.loop import Place
 from operators.merges.experts import MergeError
-from operators.merges.weighing import _Balanced, _job, layer_of
+from operators.merges.weighing import _job, layer_of
 from operators.merging import merge
 from operators.sharing.notices import Preempted
 from operators.training import Training
@@ -173,21 +173,6 @@ def test_adapters_are_weighed_as_what_they_do_to_the_base(classifiers, tmp_path)
     one, _ = merged(tmp_path / "one", classifiers, FEW, experts=adapters)
     other, _ = merged(tmp_path / "other", classifiers, FEW, experts=wholes)
     assert one.about["coefficients"] == pytest.approx(other.about["coefficients"], abs=1e-4)
-
-
-def test_every_step_takes_as_many_rows_of_each_set():
-    sets = [small.rows(number, seed=number) for number in (5, 11, 3)]
-    balanced = _Balanced(sets, 4, seed=2)
-    seen = []
-    for step in range(6):
-        rows, where = balanced(step, None)
-        assert len(rows) == 19
-        assert [sum(first <= i < last for i in where) for first, last in ((0, 5), (5, 16), (16, 19))] == [4, 4, 4]
-        seen += where.tolist()
-    assert set(seen) == set(range(19))
-    for row, first in ((0, 0), (5, 5), (16, 16)):
-        source = next(s for s, start in zip(sets, (0, 5, 16), strict=True) if start == first)
-        assert rows.ids[row].tolist() == source.ids[row - first].tolist()
 
 
 def test_a_layer_is_a_block_or_what_stands_outside_of_blocks():
