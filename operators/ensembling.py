@@ -27,11 +27,11 @@ from operators.models.ensemble_files import EXPERTS, LEARNT, member
 from operators.models.ensembles import built, read, write_committee
 from operators.models.language_models import (
     CALLED,
-    UnsupportedModel,
     architecture_of,
     config_of,
     copy_settings,
     head_size,
+    other_names,
     outline,
 )
 from operators.models.rewrites import name_of, say
@@ -203,9 +203,7 @@ def _rooms(base: Model, source: Weights, method: Build, num_experts: int) -> Map
         rooms = method.build(outline(base.path), num_experts, causal=causal)
     lacking = next((name for name in rooms if name not in source.headers), None)
     if lacking is not None:
-        fix = "Load it with transformers and save it again."
-        kind = str(config_of(base.path).get("model_type"))
-        raise UnsupportedModel(kind, f"its files hold no {lacking!r}, expected its parameters by their names", fix)
+        raise other_names(base.path, lacking)
     return rooms
 
 

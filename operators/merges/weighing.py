@@ -20,7 +20,7 @@ from operators.learning.unlabelled import Balanced, looking, training_of, unsuit
 from operators.merges.experts import Expert, called, reader
 from operators.merges.known import Learnt, learnt_before
 from operators.models import classifiers
-from operators.models.language_models import UnsupportedModel, architecture_of, config_of, load
+from operators.models.language_models import architecture_of, load, other_names
 from operators.needs import unmet
 from operators.training import Training
 from operators.workspace import Workspace
@@ -159,7 +159,5 @@ def _used(objective: nn.Module, base: Model, names: Sequence[str]) -> list[str]:
     used = [name.removeprefix("model.") for name, _ in objective.named_parameters()]
     lacking = next((name for name in used if name not in names), None)
     if lacking is not None:
-        fix = "Load it with transformers and save it again."
-        kind = str(config_of(base.path).get("model_type"))
-        raise UnsupportedModel(kind, f"its files hold no {lacking!r}, expected its parameters by their names", fix)
+        raise other_names(base.path, lacking)
     return used

@@ -75,6 +75,14 @@ def refuse_ensembles(folder: Path) -> None:
         raise UnsupportedModel(kind, "it is an ensemble, expected one plain model", DISTIL)
 
 
+def other_names(folder: Path, lacking: str) -> UnsupportedModel:
+    """What is said where a model's files do not hold a parameter under the name that it has in the model."""
+    what = f"its files hold no {lacking!r}, expected its parameters by their names"
+    return UnsupportedModel(
+        str(config_of(folder).get("model_type")), what, "Load it with transformers and save it again."
+    )
+
+
 def outline(folder: Path) -> Any:
     """The model that a folder's config describes, without memory for its weights."""
     import transformers

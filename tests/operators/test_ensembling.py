@@ -325,10 +325,22 @@ def test_what_a_method_does_not_take_is_refused(classifiers, decoders, tmp_path)
         made(tmp_path / "work", decoders, FEW, data={})
 
 
-@pytest.mark.parametrize("kind", ["classifiers", "decoders"])
-def test_adapters_are_experts_too(kind, request):
-    given = request.getfixturevalue(kind)
-    assert refused(FEW, [None], kinds=(Adapter,), base=given["base"], data=given["data"]) == []
+def test_an_adapter_is_an_expert_as_what_it_does_to_the_base(decoders, tmp_path):
+    import peft
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(decoders["base"].path)
+    torch.manual_seed(1)
+    settings = peft.LoraConfig(r=2, target_modules=["up_proj", "q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(plain, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "whole")
+    experts = [Adapter(str(tmp_path / "adapter")), Model(str(tmp_path / "whole"))]
+    found = [made(tmp_path / f"work-{i}", decoders, WEMoE(steps=0), members=[e])[0].path for i, e in enumerate(experts)]
+    for name in ("experts.safetensors", "members/0/model.safetensors"):
+        one, other = (load_file(folder / name) for folder in found)
+        assert one.keys() == other.keys()
+        for parameter, tensor in one.items():
+            torch.testing.assert_close(tensor, other[parameter], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
