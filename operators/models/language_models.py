@@ -304,7 +304,7 @@ def heads_of(model: Any) -> Head | Heads:
     Raises:
         UnsupportedModel: It has no head, or a part was put around it.
     """
-    together = model.get_output_embeddings()
+    together = None if isinstance(model, ImageNetwork) else model.get_output_embeddings()
     return together if isinstance(together, Heads) else head_of(model)
 
 
