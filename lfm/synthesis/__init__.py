@@ -1,0 +1,1 @@
+"""Synthesis: training inputs made out of a teacher, without data. The contract is in `base.py`."""
