@@ -39,12 +39,14 @@ class Synthesize(Method, ABC):
         gives: ``dataset`` where all batches are the result, for whoever wants to learn from them; ``model`` where it is
             the student, which learns in the rounds.
         batch_size: Images of a batch.
+        budget: About how many images the teacher is asked at most, where it is an `Oracle`; None where it is none.
     """
 
     __slots__ = ()
     needs = Needs(access="probabilities", data="none", strategies=("single",))
     gives: ClassVar[Literal["dataset", "model"]]
     batch_size: int
+    budget: int | None = None
 
     @property
     @abstractmethod

@@ -139,6 +139,14 @@ def unsplittable(network: Network, training: Training, resources: Resources) -> 
         yield f"micro_batch_size={training.micro_batch_size}, expected none. {why}: leave it out."
 
 
+def unlike(teacher: Path, student: Path) -> Iterator[str]:
+    """What a student tells or takes otherwise than its teacher, a clause each."""
+    for what, of in (("tells the labels", labels_of), ("takes images of shape", shape_of)):
+        told, wanted = of(student), of(teacher)
+        if told != wanted:
+            yield f"student: it {what} {told!r}, expected the teacher's, {wanted!r}. Take another student."
+
+
 def fitting(images: Images, shape: tuple[int, int, int], where: str) -> Images:
     """The same images, which have to be of that shape.
 

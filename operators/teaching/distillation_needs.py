@@ -11,7 +11,7 @@ from operators.data.vocabulary import digest, tokens
 from operators.learning.trainer import refused
 from operators.models.ensembles import asks_several
 from operators.models.language_models import CALLED, architecture_of, head_size, num_layers
-from operators.models.networks import is_network, labels_of, network_of, shape_of, unsplittable
+from operators.models.networks import is_network, network_of, unlike, unsplittable
 from operators.models.texts import unfit
 from operators.needs import unmet
 from operators.resources import Resources
@@ -89,10 +89,7 @@ def _unlike(
     if student is not None and is_network(student.path):
         yield from unsplittable(network_of(student.path), training, resources)
         if teacher is not None and is_network(teacher.path):
-            for what, of in (("tells the labels", labels_of), ("takes images of shape", shape_of)):
-                told, wanted = of(student.path), of(teacher.path)
-                if told != wanted:
-                    yield f"student: it {what} {told!r}, expected the teacher's, {wanted!r}. Take another student."
+            yield from unlike(teacher.path, student.path)
 
 
 def _unwritten(method: Distill, data: Dataset | None) -> Iterator[str]:
