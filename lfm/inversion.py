@@ -63,21 +63,3 @@ def total_variation(images: Float[Tensor, "images channels height width"]) -> Fl
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
     return torch.stack([_length(d) for d in (right, down, falling, rising)]).sum()
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Models in evaluation mode, none of whose parameters asks for a gradient; both as before afterwards."""
-    modules = [(m, m.training) for model in models for m in model.modules()]
-    asking = [p for model in models for p in model.parameters() if p.requires_grad]
-    for module, _ in modules:
-        module.training = False
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modules:
-            module.training = training
-        for parameter in asking:
-            parameter.requires_grad_(True)

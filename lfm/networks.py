@@ -1,6 +1,7 @@
 """Small networks for images: each layer widens or narrows what it sees, and a linear head tells classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
@@ -144,3 +145,21 @@ def statistics_of(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, BATCHNORM)
         for kind, value in module.named_buffers(recurse=False)
     }
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in evaluation mode, none of whose parameters asks for a gradient; both as before afterwards."""
+    modules = [(m, m.training) for model in models for m in model.modules()]
+    asking = [p for model in models for p in model.parameters() if p.requires_grad]
+    for module, _ in modules:
+        module.training = False
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modules:
+            module.training = training
+        for parameter in asking:
+            parameter.requires_grad_(True)

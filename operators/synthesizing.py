@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfm.errors import HyperparameterError
-from lfm.inversion import evaluating
+from lfm.networks import ImageNetwork, evaluating
 from lfm.oracle import Oracle
-from lfm.synthesis.base import Batch, State, Synthesize
+from lfm.synthesis.base import State, Synthesize
 from operators.artifact import Dataset, Model, kind_of
 from operators.base import operator
 from operators.data.images import Images, write_images
@@ -90,124 +90,124 @@ def synthesize(
     """
     for problem in _out_of_range(seed):
         raise problem
-    device = torch.device("cuda" if work.resources.gpus else "cpu")
-    known, labels = load(teacher.path).to(device), labels_of(teacher.path)
-    learner = None if student is None else load(student.path).to(device)
-    source: nn.Module | Oracle = known
-    if method.needs.access == "probabilities":
-        source = Oracle(lambda images: known(images).softmax(dim=-1), budget=method.budget)
-    made = Made(0, method.start(known.shape, len(labels), seed=seed))
-    about: dict[str, object] = {"method": type(method).__name__, "rounds": method.rounds}
-    about |= {"agreement": _run(work, method, made, source, known, learner)}
-    if isinstance(source, Oracle):
-        about["queries"] = source.spent
-    folder = work.scratch / "made"
-    if method.gives == kind_of(Model):
-        assert learner is not None
-        save(learner, {}, labels, folder)
+    making = _started(work, teacher, student, method, seed)
+    _run(work, making)
+    about: dict[str, object] = {"method": type(method).__name__, "rounds": making.done, "agreement": making.agreement}
+    if isinstance(making.source, Oracle):
+        about["queries"] = making.source.spent
+    labels, folder = labels_of(teacher.path), work.scratch / "made"
+    if making.learner is not None:
+        save(making.learner, {}, labels, folder)
         return work.save(Model, folder, about)
-    pixels, shown = torch.cat(made.images), torch.cat(made.labels)
+    pixels, shown = torch.cat(making.images), torch.cat(making.labels)
     write_images(Images(pixels.numpy(), tuple(labels[i] for i in shown)), folder)
     return work.save(Dataset, folder, about)
 
 
-@dataclass(slots=True)
-class Made:
-    """What there is after some rounds.
+@dataclass(kw_only=True, slots=True)
+class Making:
+    """What takes part in the rounds, and what there is after some of them.
 
     Attributes:
-        done: How many these were.
+        method: How images are made.
+        teacher: Whose they are.
+        source: The teacher as the method may use it.
+        student: Whose mistakes are looked for, or who learns.
+        learner: The student, where it is the result.
         state: What the method remembers.
+        done: How many rounds there were.
         images: Of all batches, on the CPU, where they are the result.
         labels: Of these.
+        agreement: In which share of the last batch its labels are seen: by the teacher, or by a student that learns,
+            which asks no oracle once more.
     """
 
-    done: int
+    method: Synthesize
+    teacher: ImageNetwork
+    source: nn.Module | Oracle
+    student: ImageNetwork | None
+    learner: ImageNetwork | None
     state: State
+    done: int = 0
     images: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
+    agreement: float = 0.0
 
+    def round(self) -> None:
+        """One more."""
+        self.state, batch = self.method.round(self.state, self.source, self.student)
+        self.done += 1
+        if self.learner is None:
+            self.images.append(batch.images.cpu())
+            self.labels.append(batch.labels.cpu())
+        judge = self.learner or self.teacher
+        with evaluating(judge), torch.no_grad():
+            self.agreement = float((judge(batch.images).argmax(dim=-1) == batch.labels).double().mean())
 
-def _run(
-    work: Workspace,
-    method: Synthesize,
-    made: Made,
-    source: nn.Module | Oracle,
-    teacher: nn.Module,
-    student: nn.Module | None,
-) -> float:
-    """All rounds that are left, from where an earlier attempt was.
+    def write(self, folder: Path) -> None:
+        """All that the rounds to come need, and what is part of the result."""
+        tensors = {f"state.{name}": tensor for name, tensor in self.state.items()}
+        if self.learner is not None:
+            tensors |= {f"student.{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        if self.images:
+            tensors |= {"images": torch.cat(self.images), "labels": torch.cat(self.labels)}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        spent = self.source.spent if isinstance(self.source, Oracle) else 0
+        said = {"done": self.done, "spent": spent, "agreement": self.agreement}
+        (folder / STATE).write_text(json.dumps(said))
 
-    Args:
-        work: Where that is kept.
-        method: How images are made.
-        made: Changed in place.
-        source: The teacher, or who asks it.
-        teacher: The teacher itself.
-        student: Who learns, or whose mistakes are looked for.
-
-    Returns:
-        In which share of the last batch its labels are seen, by the teacher, or by the student where that learns: what
-        asks nothing more of an oracle.
-    """
-    learns = student is not None and method.gives == kind_of(Model)
-    judge, learner = (student, student) if student is not None and learns else (teacher, None)
-    kept, pace, agreement = work.kept(), Pace(), 0.0
-    if kept is not None:
-        agreement = _resume(kept, made, source, learner)
-    device = next(judge.parameters()).device
-    made.state = {name: tensor.to(device) for name, tensor in made.state.items()}
-    while made.done < method.rounds:
-        made.state, batch = method.round(made.state, source, student)
-        made.done += 1
-        if not learns:
-            made.images.append(batch.images.cpu())
-            made.labels.append(batch.labels.cpu())
-        agreement = _agreement(judge, batch)
-        queries = {"queries": source.spent} if isinstance(source, Oracle) else {}
-        work.progress(made.done, method.rounds, agreement=agreement, **queries)
-        leaving = work.leaving()
-        if made.done < method.rounds and (leaving or pace.due(made.done)):
-            with pace.kept():
-                _keep(work, made, source, learner, agreement)
-            if leaving:
-                raise Preempted(made.done, method.rounds)
-    return agreement
-
-
-@torch.no_grad()
-def _agreement(judge: nn.Module, batch: Batch) -> float:
-    with evaluating(judge):
-        return float((judge(batch.images).argmax(dim=-1) == batch.labels).double().mean())
-
-
-def _keep(work: Workspace, made: Made, source: nn.Module | Oracle, student: nn.Module | None, agreement: float) -> None:
-    """Write all that the rounds to come need, and what is part of the result."""
-    folder = work.scratch / f"round-{made.done}"
-    folder.mkdir()
-    tensors = {f"state.{name}": tensor for name, tensor in made.state.items()}
-    if student is not None:
-        tensors |= {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-    if made.images:
-        tensors |= {"images": torch.cat(made.images), "labels": torch.cat(made.labels)}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-    spent = source.spent if isinstance(source, Oracle) else 0
-    (folder / STATE).write_text(json.dumps({"done": made.done, "spent": spent, "agreement": agreement}))
-    work.keep(folder)
-
-
-def _resume(kept: Path, made: Made, source: nn.Module | Oracle, student: nn.Module | None) -> float:
-    """Take over what `_keep` wrote; returns the last agreement."""
-    said, tensors = json.loads((kept / STATE).read_text()), load_file(kept / TENSORS)
-    made.done, made.state = said["done"], _below("state.", tensors)
-    if isinstance(source, Oracle):
-        source.spent = said["spent"]
-    if student is not None:
-        student.load_state_dict(_below("student.", tensors))
-    if "images" in tensors:
-        made.images, made.labels = [tensors["images"]], [tensors["labels"]]
-    return float(said["agreement"])
+    def read(self, folder: Path) -> None:
+        """Take over what `write` wrote."""
+        said, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
+        self.done, self.agreement = said["done"], said["agreement"]
+        self.state = _below("state.", tensors)
+        if isinstance(self.source, Oracle):
+            self.source.spent = said["spent"]
+        if self.learner is not None:
+            self.learner.load_state_dict(_below("student.", tensors))
+        if "images" in tensors:
+            self.images, self.labels = [tensors["images"]], [tensors["labels"]]
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _started(work: Workspace, teacher: Model, student: Model | None, method: Synthesize, seed: int) -> Making:
+    """Before the first round, or after the last one of which an earlier attempt kept what there was."""
+    device = torch.device("cuda" if work.resources.gpus else "cpu")
+    known = load(teacher.path).to(device)
+    pupil = None if student is None else load(student.path).to(device)
+    source: nn.Module | Oracle = known
+    if method.needs.access == "probabilities":
+        source = Oracle(lambda images: known(images).softmax(dim=-1), budget=method.budget)
+    making = Making(
+        method=method,
+        teacher=known,
+        source=source,
+        student=pupil,
+        learner=pupil if method.gives == kind_of(Model) else None,
+        state=method.start(known.shape, known.head.out_features, seed=seed),
+    )
+    if (kept := work.kept()) is not None:
+        making.read(kept)
+    making.state = {name: tensor.to(device) for name, tensor in making.state.items()}
+    return making
+
+
+def _run(work: Workspace, making: Making) -> None:
+    """All rounds that are left."""
+    pace, rounds = Pace(), making.method.rounds
+    while making.done < rounds:
+        making.round()
+        asked = {"queries": making.source.spent} if isinstance(making.source, Oracle) else {}
+        work.progress(making.done, rounds, agreement=making.agreement, **asked)
+        leaving = work.leaving()
+        if making.done < rounds and (leaving or pace.due(making.done)):
+            with pace.kept():
+                folder = work.scratch / f"round-{making.done}"
+                folder.mkdir()
+                making.write(folder)
+                work.keep(folder)
+            if leaving:
+                raise Preempted(making.done, rounds)

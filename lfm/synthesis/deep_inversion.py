@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lfm.inversion import evaluating, norm_statistics, total_variation
+from lfm.inversion import norm_statistics, total_variation
 from lfm.method import Needs
+from lfm.networks import evaluating
 from lfm.oracle import Oracle
 from lfm.synthesis.base import Batch, State, Synthesize
 

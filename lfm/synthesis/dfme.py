@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lfm.inversion import evaluating
+from lfm.networks import evaluating
 from lfm.oracle import Oracle
 from lfm.synthesis._generator import Generator, pixels
 from lfm.synthesis._moments import moments, recall
@@ -48,9 +48,10 @@ class DFME(Synthesize):
     Differs from the paper:
         The student's loss is a mean over classes, as in the released code, so that its learning rate means the same.
         The generator makes images of any size in [0, 1], by two doublings of a small picture. Its last convolution is
-        normalised over the batch: without that a young one draws grey pictures that are all of one class, and what a
-        student's own normalisation learns of them fits no real image. On scikit-learn's digits, after 45,000 questions,
-        students were right 35 times of 100 without it and 84 times with it.
+        normalised over the batch: without that a young one draws grey pictures, nearly all of two classes, from which
+        nothing is learnt that holds for real ones. On scikit-learn's digits, after 22,400 questions, a student with
+        normalisation of its own was right 14 times of 100 and one without it 10 times; the generator's raised that to
+        between 74 and 92 times.
 
     Example:
         >>> DFME(budget=1000, batch_size=10, directions=1, student_steps=5).rounds  # of 70 questions each
@@ -116,15 +117,8 @@ class DFME(Synthesize):
     def round(self, state: State, teacher: nn.Module | Oracle, student: nn.Module | None) -> tuple[State, Batch]:
         assert isinstance(teacher, Oracle)
         assert student is not None
-        done = int(state["round"])
-        decayed = DECAY ** sum(done >= share * self.rounds for share in DECAYS)
         generator = self._generator(state)
-        explorer = torch.optim.Adam(generator.parameters(), lr=self.generator_rate * decayed)
-        learner = torch.optim.SGD(
-            student.parameters(), lr=self.student_rate * decayed, momentum=MOMENTUM, weight_decay=self.weight_decay
-        )
-        recall(explorer, generator, "explorer", state)
-        recall(learner, student, "learner", state)
+        explorer, learner = self._optimizers(state, generator, student)
         draws = torch.Generator()
         draws.set_state(state["draws"].cpu())
         self._explore(generator, explorer, teacher, student, draws)
@@ -134,6 +128,19 @@ class DFME(Synthesize):
         after |= {f"generator.{name}": value.detach() for name, value in generator.state_dict().items()}
         after |= moments(explorer, generator, "explorer") | moments(learner, student, "learner")
         return after, batch
+
+    def _optimizers(
+        self, state: State, generator: nn.Module, student: nn.Module
+    ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        """The generator's and the student's, as they were after the last round."""
+        decayed = DECAY ** sum(int(state["round"]) >= share * self.rounds for share in DECAYS)
+        explorer = torch.optim.Adam(generator.parameters(), lr=self.generator_rate * decayed)
+        learner = torch.optim.SGD(
+            student.parameters(), lr=self.student_rate * decayed, momentum=MOMENTUM, weight_decay=self.weight_decay
+        )
+        recall(explorer, generator, "explorer", state)
+        recall(learner, student, "learner", state)
+        return explorer, learner
 
     def _generator(self, state: State) -> Generator:
         """The generator of a state, with tensors of its own."""

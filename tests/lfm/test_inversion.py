@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lfm.inversion import evaluating, norm_statistics, total_variation
+from lfm.inversion import norm_statistics, total_variation
 from lfm.networks import ImageNetwork, Network
 
 
@@ -75,16 +75,3 @@ def test_total_variation_is_the_length_of_the_differences_between_neighbours_in_
         wanted += squares**0.5
     assert float(total_variation(images)) == pytest.approx(wanted, rel=1e-5)
     assert float(total_variation(torch.full((2, 1, 3, 4), 0.7))) == 0
-
-
-def test_a_model_evaluates_for_a_while_and_is_then_as_it_was():
-    model = network().train()
-    model.layers[0].eval()
-    model.head.bias.requires_grad_(False)
-    training = [m.training for m in model.modules()]
-    asking = [p.requires_grad for p in model.parameters()]
-    with evaluating(model):
-        assert not any(m.training for m in model.modules())
-        assert not any(p.requires_grad for p in model.parameters())
-    assert [m.training for m in model.modules()] == training
-    assert [p.requires_grad for p in model.parameters()] == asking

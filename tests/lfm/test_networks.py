@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lfm.errors import HyperparameterError
-from lfm.networks import ImageNetwork, Network, statistics_of
+from lfm.networks import ImageNetwork, Network, evaluating, statistics_of
 
 IMAGES = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -52,3 +52,16 @@ def test_what_batch_normalisation_has_seen_moves_in_training_alone():
 def test_what_cannot_be_built_is_named(field, value):
     with pytest.raises(HyperparameterError, match=f"Network: {field}="):
         Network(**{field: value})
+
+
+def test_a_model_evaluates_for_a_while_and_is_then_as_it_was():
+    model = ImageNetwork(Network(widths=(4, 4)), (2, 8, 8), 3).train()
+    model.layers[0].eval()
+    model.head.bias.requires_grad_(False)
+    training = [m.training for m in model.modules()]
+    asking = [p.requires_grad for p in model.parameters()]
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+    assert [m.training for m in model.modules()] == training
+    assert [p.requires_grad for p in model.parameters()] == asking
