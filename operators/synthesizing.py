@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lfm.errors import HyperparameterError
+from lfm.errors import HyperparameterError, LfmError
 from lfm.networks import ImageNetwork, evaluating
 from lfm.oracle import Oracle
 from lfm.synthesis.base import State, Synthesize
@@ -24,6 +24,20 @@ from operators.sharing.pace import Pace
 from operators.workspace import Workspace
 
 STATE, TENSORS = "manifest.json", "tensors.safetensors"
+
+
+class SynthesisDiverged(LfmError, ArithmeticError):
+    """Images or weights that are no numbers any more."""
+
+    def __init__(self, method: str, round: int, what: str) -> None:
+        super().__init__(method, round, what)
+        self.method, self.round, self.what = method, round, what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}: round {self.round} made {self.what} that are no numbers, expected finite ones. "
+            "Lower the method's learning rates."
+        )
 
 
 def problems(
@@ -86,6 +100,7 @@ def synthesize(
 
     Raises:
         HyperparameterError: A number is out of range.
+        SynthesisDiverged: What was made is no number any more.
         Preempted: The machine is about to be taken away; what was made is kept.
     """
     for problem in _out_of_range(seed):
@@ -137,6 +152,10 @@ class Making:
         """One more."""
         self.state, batch = self.method.round(self.state, self.source, self.student)
         self.done += 1
+        weights = [] if self.learner is None else [*self.learner.state_dict().values()]
+        for what, found in (("images", [batch.images]), ("weights", weights)):
+            if not all(bool(tensor.isfinite().all()) for tensor in found):
+                raise SynthesisDiverged(type(self.method).__name__, self.done, what)
         if self.learner is None:
             self.images.append(batch.images.cpu())
             self.labels.append(batch.labels.cpu())

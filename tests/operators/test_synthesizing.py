@@ -19,7 +19,7 @@ from operators.evaluation import evaluate
 from operators.models.networks import load, save
 from operators.pretraining import Architecture, pretrain
 from operators.sharing.notices import Preempted
-from operators.synthesizing import problems, synthesize
+from operators.synthesizing import SynthesisDiverged, problems, synthesize
 from operators.training import Training
 from tests.operators import small
 
@@ -106,6 +106,13 @@ def test_competition_looks_at_a_student_and_leaves_it_as_it_is(home, teacher, st
     alone = synthesize.body(work_in(home), teacher=teacher, method=PIXELS)
     assert isinstance(made, Dataset)
     assert not np.array_equal(read_images(made).pixels, read_images(alone).pixels)
+
+
+def test_what_is_no_number_any_more_is_said_at_once(home, teacher, student):
+    with pytest.raises(SynthesisDiverged, match=r"DFME: round 1 made weights that are no numbers, .*\. Lower"):
+        synthesize.body(work_in(home), teacher=teacher, student=student, method=replace(COPY, student_rate=1e38))
+    error = SynthesisDiverged("DFME", 1, "weights")
+    assert str(type(error)(*error.args)) == str(error)
 
 
 def test_the_plan_says_what_is_wrong(home, tmp_path, workspace, teacher, student):
