@@ -11,7 +11,7 @@ from lfm.errors import HyperparameterError
 from lfm.networks import ImageNetwork, Network
 from lfm.synthesis.deep_inversion import DeepInversion
 from lfm.synthesis.dfme import DFME
-from operators.artifact import Dataset, Model
+from operators.artifact import Dataset, Model, kind_of
 from operators.catalog import Catalog
 from operators.data.images import Images, read_images, write_images
 from operators.distillation import distill
@@ -142,7 +142,8 @@ def test_the_plan_says_what_is_wrong(home, tmp_path, workspace, teacher, student
 
 def test_the_method_decides_what_the_verb_makes():
     verb = Catalog().operator("synthesize")
-    assert (verb.makes(PIXELS), verb.makes(COPY)) == (Dataset, Model)
+    assert verb.gives == (Dataset, Model)
+    assert (PIXELS.gives, COPY.gives) == tuple(map(kind_of, verb.gives))
     assert set(verb.edges) == {"teacher", "student"}
 
 
