@@ -194,7 +194,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _started(work: Workspace, teacher: Model, student: Model | None, method: Synthesize, seed: int) -> Making:
     """Before the first round, or after the last one of which an earlier attempt kept what there was."""
-    device = torch.device("cuda" if work.resources.gpus else "cpu")
+    device = torch.device(work.resources.device)
     known = load(teacher.path).to(device)
     pupil = None if student is None else load(student.path).to(device)
     source: nn.Module | Oracle = known
