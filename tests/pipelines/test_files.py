@@ -66,7 +66,7 @@ def test_every_file_that_is_missing_is_named_in_its_line_and_the_rest_is_checked
 def test_names_that_a_missing_file_may_define_are_no_problem_but_near_names_are(tmp_path):
     (tmp_path / "p.yaml").write_text(f"""uses: [gone.py]
 {STEPS}
-  mine: {{operator: weave, inputs: {{splines: text}}}}
+  mine: {{operator: crochet, inputs: {{splines: text}}}}
   near: {{operator: pretrian, inputs: {{data: text}}}}
   half: {{operator: tune, inputs: {{model: base, data: text}}, method: {{name: my_way}}}}
 """)
