@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,15 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run one command and return the exit code: 0 only if all that was asked for happened."""
-    parsed = parser().parse_args(arguments)
-    parsed.words = sys.argv[1:] if arguments is None else arguments
-    shadow = shadowed()
-    if shadow:
-        print(shadow, file=sys.stderr)
+    words = sys.argv[1:] if arguments is None else arguments
+    wrong = shadowed() or _no_command(words)
+    if not wrong:
+        parsed, unknown = parser().parse_known_args(words)
+        wrong = _unknown(parsed.command, unknown)
+    if wrong:
+        print(wrong, file=sys.stderr)
         return 2
+    parsed.words = words
     from cluster.home import clear
     from lfm.errors import LfmError
     from pipelines.interrupts import INTERRUPTED, interruptible
@@ -159,6 +162,31 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
+
+
+def _no_command(words: Sequence[str]) -> str:
+    """A sentence about a first word that is no command, or nothing."""
+    from pipelines.problems import near
+
+    if not words or words[0].startswith("-") or words[0] in COMMANDS:
+        return ""
+    return f"lfm: no command is called {words[0]!r}. {near(words[0], COMMANDS)}"
+
+
+def _unknown(command: str, words: Sequence[str]) -> str:
+    """A sentence about the first of some words that a command does not take, an option before any other, or nothing."""
+    from pipelines.problems import near
+
+    if not words:
+        return ""
+    named = {word.startswith("-"): word for word in reversed(words)}
+    names = [name for name, _ in COMMANDS[command][2]]
+    if True in named:
+        option = named[True].partition("=")[0]
+        known = [name for name in names if name.startswith("-")]
+        return f"lfm {command}: no option is called {option!r}. {near(option, known)}"
+    taken = " and ".join(name for name in names if not name.startswith("-")) or "options"
+    return f"lfm {command}: {named[False]!r} is one word too many, expected {taken} alone. Leave it out."
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Facts that a model shall say: their rows, their tokens, and the file in which later models carry them along."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from lfm.editing.base import Fact, Prompt
 from operators.artifact import CARRIED, Dataset
 from operators.data.batches import opening
+from operators.data.python_corpus import PYTHON, corpus
 from operators.data.records import header, records
 from operators.data.row_files import DatasetError, files_of
 
@@ -59,25 +60,38 @@ def holds_facts(columns: Iterable[str]) -> bool:
 
 
 def read_facts(dataset: Dataset) -> list[FactRow]:
-    """All facts of Parquet, JSON lines or an array.
+    """All facts of Parquet, JSON lines or an array, or of a corpus of Python.
 
     Raises:
         DatasetError: It cannot be read, has no rows, or has one that is no fact.
+        UnknownName: Python has no such corpus.
     """
+    if dataset.uri.startswith(PYTHON):
+        return list(_of_corpus(dataset.uri))
     return _read(files_of(Path(dataset.uri), None), dataset.uri)
+
+
+def _of_corpus(uri: str) -> Iterator[FactRow]:
+    columns = corpus(uri.removeprefix(PYTHON))
+    _check_columns(uri, columns)
+    for number, values in enumerate(zip(*columns.values(), strict=True), 1):
+        yield _fact(dict(zip(columns, values, strict=True)), f"{uri} row {number}")
 
 
 def _read(files: Sequence[Path], where: str) -> list[FactRow]:
     found: list[FactRow] = []
     for file in files:
-        columns = header(file)
-        if columns and not holds_facts(columns):
-            what = f"has the columns {', '.join(map(repr, columns))}, expected 'subject', 'prompt' and 'target'"
-            raise DatasetError(str(file), what, "Rename the columns.")
+        _check_columns(str(file), header(file))
         found += [_fact(record, at) for at, record in records(file, {*COLUMNS, *OPTIONAL})]
     if not found:
         raise DatasetError(where, "has no rows, expected at least one fact", "Give a file with something in it.")
     return found
+
+
+def _check_columns(where: str, columns: Collection[str]) -> None:
+    if columns and not holds_facts(columns):
+        what = f"has the columns {', '.join(map(repr, columns))}, expected 'subject', 'prompt' and 'target'"
+        raise DatasetError(where, what, "Rename the columns.")
 
 
 def _fact(record: Mapping[str, Any], where: str) -> FactRow:

@@ -1,8 +1,9 @@
 """English and code that every Python carries, as rows: a data set that needs no network.
 
-All is read from source files, none of them imported. The order is the same everywhere: topics from the longest to the
-shortest, then modules by name, each from top to bottom. A row's `source` is its topic or top-level module, the same in
-all corpora, and what two sources say is a row of the first only: a split by source leaks nothing.
+All is read from source files, none of them imported; but for a few facts beside it, which are for editing. The order is
+the same everywhere: topics from the longest to the shortest, then modules by name, each from top to bottom. A row's
+`source` is its topic or top-level module, the same in all corpora, and what two sources say is a row of the first only:
+a split by source leaks nothing.
 """
 
 import ast
@@ -17,13 +18,16 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lfm.errors import UnknownName
 
+PYTHON = "python://"
 CORPORA: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "source"),
     "summaries": ("prompt", "completion", "source"),
     "names": ("prompt", "completion", "source"),
+    "opposites": ("subject", "prompt", "target", "paraphrases", "neighbours"),
 }
 """The corpora by name, each with its columns."""
 
@@ -32,6 +36,9 @@ LONGEST_SUMMARY = 160  # of a longer first paragraph the rest is no summary
 LONGEST_SIGNATURE = 240
 CODE_CHARACTERS = range(200, 1500)  # shorter functions say nothing, longer ones crowd out the English
 CODE_SHARE = 1 / 5  # of such functions; with it the text is 2.1 to 2.3 million characters on Python 3.11 to 3.13
+# Words that the text is full of, so that each is one token of even a small vocabulary.
+OPPOSITES = {"first": "last", "read": "write", "open": "close", "before": "after"}
+NEIGHBOURS = ("left", "true", "start")  # of which nothing is told
 REPEATED = 60  # a paragraph of so many characters that two sources share is no coincidence
 
 BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # where a statement has others, in the order of the text
@@ -68,18 +75,19 @@ class Definition:
         return first if says else ""
 
 
-def corpus(name: str) -> dict[str, list[str]]:
+def corpus(name: str) -> dict[str, list[Any]]:
     """The columns of a corpus.
 
     ``text`` holds the language reference, every docstring and a share of the functions' code, ``summaries`` pairs of a
-    function's signature and what its docstring says first, ``names`` pairs of that and the function's name.
+    function's signature and what its docstring says first, ``names`` pairs of that and the function's name, and
+    ``opposites`` a few facts for `edit`, the same in every Python.
 
     Raises:
         UnknownName: No such corpus.
     """
     if name not in CORPORA:
         raise UnknownName("corpus of Python", name, tuple(CORPORA))
-    rows = list({"text": _texts, "summaries": _summaries, "names": _names}[name]())
+    rows = list({"text": _texts, "summaries": _summaries, "names": _names, "opposites": _opposites}[name]())
     return {column: [row[i] for row in rows] for i, column in enumerate(CORPORA[name])}
 
 
@@ -129,6 +137,13 @@ def _names() -> Iterator[tuple[str, str, str]]:
         if found.name not in called:
             called.add(found.name)
             yield f"Name the function that does this.\n\n{found.summary}", found.name, found.source
+
+
+def _opposites() -> Iterator[tuple[str, str, str, list[str], list[dict[str, str]]]]:
+    beside = [{"prompt": f"Opposites: {word}"} for word in NEIGHBOURS]
+    for word, opposite in OPPOSITES.items():
+        # A subject that ends the prompt: a small model reads little of what stands further back.
+        yield word, f"Opposites: {word}", opposite, [f"Words that exclude each other: {word}"], beside
 
 
 def _summarized() -> Iterator[Definition]:

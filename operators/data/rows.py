@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from lfm.errors import LfmError, UnknownName
 from operators.artifact import Dataset
-from operators.data.python_corpus import CORPORA, corpus
+from operators.data.python_corpus import CORPORA, PYTHON, corpus
 from operators.data.records import BATCH, header, records
 from operators.data.row_files import DatasetError, files_of
 
-PYTHON = "python://"
 SOURCE = "source"
 
 

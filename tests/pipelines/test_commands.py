@@ -39,6 +39,24 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert f"Example: lfm {command}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plam", "a.yaml"), "lfm: no command is called 'plam'. Did you mean 'plan'?"),
+        (("zzz",), "lfm: no command is called 'zzz'. Known: export, gc, lineage, "),
+        (("methods", "--jsn"), "lfm methods: no option is called '--jsn'. Did you mean '--json'?"),
+        (("methods", "--nam"), "lfm methods: no option is called '--nam'. Known: --json."),
+        (("plan", "a.yaml", "b", "--unti=b"), "lfm plan: no option is called '--unti'. Did you mean '--until'?"),
+        (("logs", "last", "a", "b"), "lfm logs: 'b' is one word too many, expected run and step alone. Leave it out."),
+        (("ps", "b"), "lfm ps: 'b' is one word too many, expected options alone. Leave it out."),
+    ],
+)
+def test_a_word_that_no_command_knows_is_answered_with_what_is_near(words, said, capsys):
+    assert main(list(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_plan_run_and_show(typed):
     code, out, _ = typed("plan", "diamond.yaml")
     assert code == 0

@@ -8,6 +8,7 @@ import tokenizers
 import transformers
 
 from lfm.distillation.forward_kl import ForwardKL
+from lfm.errors import UnknownName
 from lfm.merging.linear import Linear
 from lfm.tuning.full import Full
 from lfm.tuning.lora import LoRA
@@ -199,6 +200,18 @@ def test_a_row_that_is_no_fact_is_refused_where_it_stands(tmp_path, change, said
         read_facts(Dataset(str(path)))
     assert said in str(caught.value)
     assert "facts.jsonl" in str(caught.value)
+
+
+def test_facts_are_read_from_a_corpus_of_python_that_has_them():
+    first, *others = read_facts(Dataset("python://opposites"))
+    assert (first.subject, first.prompt, first.target) == ("first", "Opposites: first", "last")
+    assert first.paraphrases == ("Words that exclude each other: first",)
+    assert [n.prompt for n in first.neighbours] == ["Opposites: left", "Opposites: true", "Opposites: start"]
+    assert [f.target for f in others] == ["write", "close", "after"]
+    with pytest.raises(DatasetError, match="python://names: has the columns 'prompt', 'completion', 'source'"):
+        read_facts(Dataset("python://names"))
+    with pytest.raises(UnknownName, match="Did you mean 'opposites'"):
+        read_facts(Dataset("python://opposite"))
 
 
 def test_other_rows_are_refused_by_their_columns(tmp_path):
