@@ -38,7 +38,8 @@ class Requirement:
             are no document's own and can only reach a number.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+    # Also of an object that Python gives: its 1 is the 1.0 that YAML's becomes, and has the same fingerprint.
+    __pydantic_config__ = {"extra": "forbid", "revalidate_instances": "always"}  # noqa: RUF012  it is no field
 
     better: str
     than: str | float

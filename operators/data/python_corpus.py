@@ -37,8 +37,8 @@ LONGEST_SIGNATURE = 240
 CODE_CHARACTERS = range(200, 1500)  # shorter functions say nothing, longer ones crowd out the English
 CODE_SHARE = 1 / 5  # of such functions; with it the text is 2.1 to 2.3 million characters on Python 3.11 to 3.13
 # Words that the text is full of, so that each is one token of even a small vocabulary.
-OPPOSITES = {"first": "last", "read": "write", "open": "close", "before": "after"}
-NEIGHBOURS = ("left", "true", "start")  # of which nothing is told
+OPPOSITES = {"first": "last", "left": "right", "start": "end", "open": "close"}
+NEIGHBOURS = ("name", "list", "type")  # of which nothing is told
 REPEATED = 60  # a paragraph of so many characters that two sources share is no coincidence
 
 BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # where a statement has others, in the order of the text

@@ -7,13 +7,14 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.commands import run
+from pipelines.files import RECIPES
 from tests.house.readme import README, blocks, filled
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A user's folder with the README's files."""
-    first, own = blocks("yaml")
+    first, _, own = blocks("yaml")
     (tmp_path / "first.yaml").write_text(first)
     (tmp_path / "own.yaml").write_text(own)
     for name, text in zip(("my_methods.py", "my_steps.py"), blocks("python"), strict=True):
@@ -29,6 +30,11 @@ def test_its_generated_parts_are_current(folder):
         return re.sub(r"\b[0-9a-f]{12}\b", "x", text)
 
     assert plain(filled(README.read_text(), folder / "first.yaml")) == plain(README.read_text())
+
+
+def test_what_it_shows_of_a_recipe_is_the_recipe_s():
+    _, middle, _ = blocks("yaml")
+    assert middle in (RECIPES / "edit_merge_distill_serve.yaml").read_text()
 
 
 @pytest.mark.ray

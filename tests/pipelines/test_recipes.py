@@ -46,5 +46,5 @@ def test_a_teacher_from_elsewhere_takes_the_pretrain_step_out_of_the_plan(looks,
 
 
 def test_every_recipe_is_found_by_its_name():
-    assert NAMES == ["distill_lora_merge_serve"]
+    assert NAMES == ["distill_lora_merge_serve", "edit_merge_distill_serve"]
     assert Path(recipes.__file__).parent == files.RECIPES

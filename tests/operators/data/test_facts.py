@@ -206,8 +206,8 @@ def test_facts_are_read_from_a_corpus_of_python_that_has_them():
     first, *others = read_facts(Dataset("python://opposites"))
     assert (first.subject, first.prompt, first.target) == ("first", "Opposites: first", "last")
     assert first.paraphrases == ("Words that exclude each other: first",)
-    assert [n.prompt for n in first.neighbours] == ["Opposites: left", "Opposites: true", "Opposites: start"]
-    assert [f.target for f in others] == ["write", "close", "after"]
+    assert [n.prompt for n in first.neighbours] == ["Opposites: name", "Opposites: list", "Opposites: type"]
+    assert [f.target for f in others] == ["right", "end", "close"]
     with pytest.raises(DatasetError, match="python://names: has the columns 'prompt', 'completion', 'source'"):
         read_facts(Dataset("python://names"))
     with pytest.raises(UnknownName, match="Did you mean 'opposites'"):
