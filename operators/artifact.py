@@ -32,7 +32,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Model(Artifact):
-    """A directory of safetensors with its config and, for text, a tokenizer."""
+    """A directory of safetensors with its config and, for text, a tokenizer, or with `lfm.json` of several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from operators.artifact import Artifact, Model, kind_of
 from operators.base import Edge, Operator, Problems, Resources
 from operators.catalog import ENSEMBLES, READ_BY_NAME, Catalog, method_name
 from operators.code import module_name, own
-from operators.models.ensemble_files import DISTIL, is_ensemble
+from operators.models.ensemble_files import INSTEAD, is_ensemble
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
@@ -203,7 +203,7 @@ def _ensembles(
     for key, reference in step.inputs.items():
         for given in () if key in verb.takes_ensembles else names_in(reference):
             if _is_ensemble(given, seen, spec, catalog):
-                said = f"{key}: {given!r} is an ensemble, expected a plain model for {verb.name!r}. {DISTIL}"
+                said = f"{key}: {given!r} is an ensemble, expected a plain model for {verb.name!r}. {INSTEAD}"
                 yield Problem(("steps", name, "inputs", key), said)
 
 

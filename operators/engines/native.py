@@ -153,7 +153,7 @@ class Native:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
-        """What is told after each token of a text, in float32; log-probabilities where there is a datastore."""
+        """What is told after each token of a text, in float32; log-probabilities of several models or a datastore."""
         device = next(self.model.parameters()).device
         read = self.read(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
         return self.told(read[0]).cpu()
@@ -172,7 +172,7 @@ class Native:
         return read[learnt], batch.targets[learnt]
 
     def told(self, read: Reading) -> Float[Tensor, "tokens vocab"]:
-        """Logits in float32, or the log-probabilities that the datastore's method makes of them."""
+        """Logits in float32, or the log-probabilities that several models' or a datastore's method makes of them."""
         logits = self.head.logits(read.hidden)
         if self.retrieve is None or self.search is None:
             return logits

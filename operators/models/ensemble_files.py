@@ -9,13 +9,13 @@ from lfm.weight_index import parsed
 from operators.artifact import REWRITES
 
 MEMBERS = "members"
-"""Holds a whole model's folder for each model that answers, ``0`` and so on. There are no weights beside it, so that
-nobody loads the folder as if it were one of them."""
+"""Holds a whole model's folder for each model that answers, ``0`` and so on; of a network that was built of several
+one, with all of it that is no expert's. No weights lie beside it, so that nobody loads the folder as one of them."""
 KEY = "rewrites"
 """What `lfm.json` has where methods of this project make the model of what lies in the folder."""
 EXPERTS, LEARNT = "experts", "learnt"
 """What the names of the files begin with that hold experts' deltas, and what was learnt beside them."""
-DISTIL = "Distil it into one first."
+INSTEAD = "Give one of its models, or what was distilled from it."
 
 
 def is_ensemble(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lfm.errors import LfmError
 from lfm.networks import ImageNetwork
 from lfm.weights import parsed
-from operators.models.ensemble_files import DISTIL, is_ensemble
+from operators.models.ensemble_files import INSTEAD, is_ensemble
 from operators.models.foreign_code import refuse_foreign_code
 from operators.models.networks import is_network
 from operators.models.rewrites import is_rewrites, rewritten
@@ -72,7 +72,7 @@ def refuse_ensembles(folder: Path) -> None:
     """Raise `UnsupportedModel` for a folder that `operators.models.ensembles` alone can load."""
     if is_ensemble(folder):
         kind = str(config_of(folder).get("model_type"))
-        raise UnsupportedModel(kind, "it is an ensemble, expected one plain model", DISTIL)
+        raise UnsupportedModel(kind, "it is an ensemble, expected one plain model", INSTEAD)
 
 
 def other_names(folder: Path, lacking: str) -> UnsupportedModel:

@@ -233,7 +233,9 @@ def test_layers_are_not_looked_for_in_several_models_at_once(several, decoders):
 
 def test_what_knows_plain_models_alone_refuses_it_by_name(several):
     for model in several.values():
-        with pytest.raises(UnsupportedModel, match=r"it is an ensemble, expected one plain model. Distil it into one"):
+        with pytest.raises(
+            UnsupportedModel, match=r"it is an ensemble, expected one plain model. Give one of its models"
+        ):
             load(model.path)
     with pytest.raises(UnsupportedModel, match="it is an ensemble"):
         learner(several["decoders", "wemoe"].path, Full(), Training(), Place())

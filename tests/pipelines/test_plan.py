@@ -203,7 +203,8 @@ def test_a_model_made_of_several_is_refused_where_a_plain_one_is_needed_whoever_
     assert survey(load(ENSEMBLE), Eyes(), Catalog()) == []
     (problem,) = survey(load(ENSEMBLE.replace("[student, two]", "[student, passed]")), Eyes(), Catalog())
     assert str(problem).endswith(
-        "experts: 'passed' is an ensemble, expected a plain model for 'merge'. Distil it into one first."
+        "experts: 'passed' is an ensemble, expected a plain model for 'merge'. Give one of its models, or what was "
+        "distilled from it."
     )
     (tmp_path / "config.json").write_text("{}")
 
