@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -60,7 +60,7 @@ class WEMoE(Build):
     reference, area, leaf = "arXiv:2402.00433", "reuse", "C2d"
 
     scale: float = 0.3
-    layers: int = 2
+    layers: Literal[0, 1, 2] = 2
     steps: int = 1000
     learning_rate: float = 1e-4
     batch_size: int = 16
