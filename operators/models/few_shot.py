@@ -32,7 +32,7 @@ class TokenLogits(nn.Module):
     """A causal language model that tells of a batch only what is a loss token.
 
     Attributes:
-        model: Whom that is asked.
+        model: Who is asked.
     """
 
     def __init__(self, model: Any) -> None:
@@ -134,7 +134,7 @@ def adapting(model: nn.Module) -> dict[str, Tensor]:
     """What of a model is learnt from a task, by name: all of a network, what LoRA added to a language model."""
     if isinstance(model, ImageNetwork):
         return dict(model.named_parameters())
-    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}  # as PEFT calls it
 
 
 def unfit_episodes(what: Architecture, method: Meta, few_shot: FewShot) -> Iterator[str]:
