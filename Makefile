@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast soak check fix docs
+.PHONY: demo test test-fast soak results check fix docs
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -18,6 +18,10 @@ test-fast: .venv/stamp
 	$(BIN)/pytest -m "not ray and not gpu and not slow and not soak"
 soak: .venv/stamp
 	$(BIN)/pytest -m soak
+# What the papers' methods do on the real data of the folder DATA: 40 minutes; what is interrupted goes on where it was.
+results: .venv/stamp
+	$(BIN)/python benchmarks/real_data.py $(DATA) --figures build/figures
+	$(BIN)/python benchmarks/results.py build/figures
 check: .venv/stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -5,24 +5,17 @@ Hours at full size; what is in the store is reused, so that it goes on where it 
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline_runs import measured, sets_of
 from rounds import keep
 
 from operators.artifact import Metrics
-from operators.evaluation import SUMMARY
 from operators.gating import Requirement, compared, holds, said
-from pipelines.__main__ import ROOT
 from pipelines.files import opened
-from pipelines.storage.opening import open_storage
-from pipelines.store import Store
 
 RECIPE, GATE = "distill_lora_merge_serve", "passed"
 SPEC = opened(RECIPE).spec
@@ -45,38 +38,27 @@ class Recipe:
     """The recipe with some changes on one store."""
 
     def __init__(self, store: str, changes: Sequence[str]) -> None:
-        self.store, self.changes = Store(open_storage(store)), tuple(changes)
+        self.store, self.changes = store, tuple(changes)
 
     def measured(self, until: str, *changes: str) -> dict[str, Metrics]:
-        """Every evaluation that the step `until` needs, or is, by its step's name."""
-        words = [w for c in (*self.changes, *changes) for w in ("--set", c)]
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines", "run", RECIPE, "--until", until, "--store", self.store.storage.uri,
-             "--mlflow", "none", "--json", *words],
-            stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        steps = json.loads(done.stdout)["steps"] if done.stdout else {}
-        lost = [n for n, s in steps.items() if s["state"] not in ("done", "reused") and n != GATE]  # it may be closed
-        if lost or not steps:
-            raise SystemExit(f"the run failed with {done.returncode}, not done: {', '.join(lost) or 'all'}")
-        found = {n: self.store.get(s["data"]["digest"]) for n, s in steps.items() if n != GATE}
-        return {n: a for n, a in found.items() if isinstance(a, Metrics)}
+        """Every evaluation that the step `until` needs, or is, by its step's name; the gate may be closed."""
+        return measured(RECIPE, self.store, (*self.changes, *changes), until=until, may_fail=(GATE,))
 
 
-def numbers(measured: Mapping[str, Metrics]) -> Iterator[tuple[str, float]]:
+def numbers(evaluations: Mapping[str, Metrics]) -> Iterator[tuple[str, float]]:
     """What was measured, by ``step set measure``."""
-    for step, metrics in measured.items():
-        for name, values in json.loads((metrics.path / SUMMARY).read_text())["sets"].items():
+    for step, metrics in evaluations.items():
+        for name, values in sets_of(metrics).items():
             for measure in MEASURES:
                 if measure in values:
                     yield f"{step.removesuffix('_measured')} {name} {measure}", values[measure]
 
 
-def gate(measured: Mapping[str, Metrics], require: Sequence[Requirement]) -> list[dict[str, Any]]:
+def gate(evaluations: Mapping[str, Metrics], require: Sequence[Requirement]) -> list[dict[str, Any]]:
     """The gate's comparisons, whether or not it opened."""
     edges = SPEC.steps[GATE].inputs["results"]
     assert isinstance(edges, Mapping)
-    results = {name: measured[step] for name, step in edges.items()}
+    results = {name: evaluations[step] for name, step in edges.items()}
     found = [(r, compared(r, results)) for r in require]
     return [{**asdict(r), **asdict(d), "holds": holds(r, d), "said": said(r, d)} for r, d in found]
 
@@ -87,8 +69,8 @@ def on_seeds(recipe: Recipe, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
     found = {}
     for seed in seeds:
         changes = [f"{step}.seed={seed}" for step in SEEDED]
-        measured = {**recipe.measured("teacher_measured", *changes), **recipe.measured(GATE, *changes)}
-        found[seed] = {"held_out": dict(numbers(measured)), "gate": gate(measured, require)}
+        evaluations = {**recipe.measured("teacher_measured", *changes), **recipe.measured(GATE, *changes)}
+        found[seed] = {"held_out": dict(numbers(evaluations)), "gate": gate(evaluations, require)}
     return found
 
 
@@ -98,9 +80,9 @@ def on_grid(recipe: Recipe, rates: Sequence[float]) -> dict[str, Any]:
     metrics: dict[str, dict[float, Metrics]] = {name: {} for name in STUDENTS}
     for rate in rates:
         for name, step in STUDENTS.items():
-            measured = recipe.measured(step, f"{name}.learning_rate={rate}", f"{step}.generate=0")
-            metrics[name][rate] = measured[step]
-            losses[name][rate] = dict(numbers({name: measured[step]}))[f"{name} text loss"]
+            evaluation = recipe.measured(step, f"{name}.learning_rate={rate}", f"{step}.generate=0")[step]
+            metrics[name][rate] = evaluation
+            losses[name][rate] = dict(numbers({name: evaluation}))[f"{name} text loss"]
     best = {name: min(by_rate, key=by_rate.__getitem__) for name, by_rate in losses.items()}
     asked = Requirement(better="distilled", than="undistilled", on="text")
     difference = compared(asked, {name: metrics[name][rate] for name, rate in best.items()})

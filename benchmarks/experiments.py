@@ -1,0 +1,195 @@
+"""What is asked of the papers' methods on real data: a pipeline, what it takes, and what of its evaluations is a row.
+
+One more is a pipeline in `configurations` and an `Experiment` here. What differs between seeds:
+
+- Each step that has a `seed` gets that of the run, unless the configuration sets it: what does so is made once.
+- An input in a folder ``seed_0`` is taken from ``seed_1``, ``seed_2`` and so on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import capitals
+import clinc150
+import minilm
+
+Writer = Callable[[Path, Path, Iterable[int]], None]
+"""Writes inputs: out of the folder of real data, into a folder, for some seeds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A number of a run: the mean of one measure over some sets.
+
+    Attributes:
+        places: Sets as ``step.set``: an `evaluate` step, and what it calls one of its data.
+        measure: What of each, as `evaluate` calls it.
+    """
+
+    places: tuple[str, ...]
+    measure: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        method: As its paper spells it.
+        what: What was measured.
+        measured: With the method.
+        baseline: What it is compared with, in words.
+        beside: The same measured there; nothing where there is no such thing.
+        better: Which direction is.
+        why: A word on a row that may surprise.
+    """
+
+    method: str
+    what: str
+    measured: Figure
+    baseline: str = ""
+    beside: Figure | None = None
+    better: Literal["higher", "lower"] = "higher"
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A pipeline and its rows.
+
+    Attributes:
+        configuration: Its file in `configurations`, without the ending.
+        setting: What models and data these are, a sentence without its stop.
+        data: Who writes which folder that its inputs are in.
+        needs: Files of the folder of real data that they read.
+        rows: What becomes of it.
+        quick: Changes as of `lfm run` with which it only shows that it runs.
+    """
+
+    configuration: str
+    setting: str
+    data: Mapping[str, Writer] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    rows: tuple[Row, ...]
+    quick: tuple[str, ...]
+
+
+DOMAINS = ("banking", "travel", "work", "home")
+
+
+def accuracy(step: str) -> Figure:
+    """On the four domains' test questions."""
+    return Figure(places=tuple(f"{step}.{domain}" for domain in DOMAINS), measure="accuracy")
+
+
+def of_edits(step: str, measure: str) -> Figure:
+    """On the facts that were written."""
+    return Figure(places=(f"{step}.edits",), measure=measure)
+
+
+def against_average(method: str, what: str, step: str, why: str = "") -> Row:
+    """A merged model beside the plain average of the same experts."""
+    return Row(
+        method=method,
+        what=what,
+        measured=accuracy(step),
+        baseline="the plain average",
+        beside=accuracy("average_measured"),
+        why=why,
+    )
+
+
+def written(what: str, measure: str, why: str = "") -> Row:
+    """What editing has done, beside the same questions asked before."""
+    return Row(
+        method="ROME",
+        what=what,
+        measured=of_edits("measured", measure),
+        baseline="before",
+        beside=of_edits("before", measure),
+        why=why,
+    )
+
+
+EXPERIMENTS = (
+    Experiment(
+        configuration="capitals",
+        setting="A decoder that has learnt 348 capitals (ParaRel)",
+        data={"capitals": capitals.write},
+        needs=(capitals.FILE,),
+        rows=(
+            Row(
+                method="none",
+                what="facts that it says, asked as it was taught",
+                measured=Figure(places=("knows.known",), measure="efficacy_exact"),
+            ),
+            Row(
+                method="none",
+                what="facts that it says, asked in the held-back templates",
+                measured=Figure(places=("knows.known",), measure="paraphrase_exact"),
+            ),
+            written("efficacy success of 10 edits, one after the other (ES)", "efficacy_success"),
+            written("paraphrase success in the held-back templates (PS)", "paraphrase_success"),
+            written("neighbourhood success (NS)", "neighbour_success"),
+        ),
+        quick=(
+            "reader.layers=2", "reader.width=16", "reader.heads=2", "reader.vocabulary=400", "reader.max_steps=2",
+            "reader.cpus_per_worker=1", "reader.batch_size=2", "text_held_out.max_rows=60",
+            "delta.steps=1", "delta.num_contexts=2", "delta.layer=0",
+        ),
+    ),
+    Experiment(
+        configuration="knn_lm",
+        setting="The demo's distilled student, on Python's documentation and docstrings",
+        rows=(
+            Row(
+                method="kNN-LM",
+                what="perplexity of held-out text",
+                measured=Figure(places=("mixed.text",), measure="perplexity"),
+                baseline="the student alone",
+                beside=Figure(places=("alone.text",), measure="perplexity"),
+                better="lower",
+            ),
+        ),
+        quick=(
+            "text_train.max_rows=60", "text_held_out.max_rows=8", "datastore.workers=1", "distilled.cpus_per_worker=1",
+            *(f"{step}.{size}" for step in ("teacher", "student") for size in ("layers=1", "width=16", "heads=2")),
+            "teacher.vocabulary=400", "teacher.cpus_per_worker=1",
+            *(f"{step}.max_steps=2" for step in ("teacher", "distilled")),
+        ),
+    ),
+    Experiment(
+        configuration="fisher_ada_merging",
+        setting="Experts on four domains of CLINC150, one encoder (all-MiniLM-L6-v2) with a head for all 150 intents",
+        data={"clinc150": clinc150.write, "all_minilm_l6_v2": minilm.write},
+        needs=(clinc150.QUESTIONS, clinc150.DOMAINS),
+        rows=(
+            Row(
+                method="none",
+                what="accuracy of each expert on its own domain, mean of four",
+                measured=Figure(places=tuple(f"{d}_measured.{d}" for d in DOMAINS), measure="accuracy"),
+                baseline="the head alone trained",
+                beside=accuracy("probe_measured"),
+            ),
+            Row(
+                method="none",
+                what="accuracy of the plain average, mean of four domains",
+                measured=accuracy("average_measured"),
+                baseline="the head alone trained",
+                beside=accuracy("probe_measured"),
+            ),
+            against_average("Task arithmetic", "accuracy, mean of four domains, scale 0.3", "arithmetic_measured"),
+            against_average("Fisher", "accuracy, mean of four domains", "fisher_measured"),
+            against_average("AdaMerging", "accuracy, mean of four domains, task-wise", "ada_task_measured"),
+            against_average("AdaMerging", "accuracy, mean of four domains, layer-wise", "ada_layer_measured"),
+        ),
+        quick=(
+            *(f"{step}.max_steps=1" for step in ("probe", *DOMAINS)),
+            *(f"{domain}_fisher.max_rows=4" for domain in DOMAINS),
+            "ada_task.steps=1", "ada_layer.steps=1",
+        ),
+    ),
+)  # fmt: skip
+"""In the order of the table."""
