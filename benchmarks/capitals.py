@@ -2,6 +2,10 @@
 
 A fact is said in as many ways as ParaRel has templates that end with the answer. Of every fourth fact some of these,
 the paraphrases, are held back: that a model has learnt the fact, and not its sentences, shows there.
+
+It is also said by its subject and answer alone: so the answer has to be known where the subject ends, which is where
+ROME writes. A small model that is not taught so looks the subject's tokens up from where it is asked, in its first
+layer, and nothing that happens at the subject afterwards changes what it says.
 """
 
 import json
@@ -20,6 +24,7 @@ HELD_BACK = ("{}'s capital city is", "{}'s capital city,", "{}, which has the ca
 EVERY = 4
 ROUNDS = 8  # times that everything is said
 TOGETHER = 4  # facts in a row of text
+BARE = 2  # times that a fact is its subject and answer alone, in each round
 EDITS, NEIGHBOURS = 10, 4
 
 
@@ -69,7 +74,7 @@ def texts(facts: Sequence[Capital], draw: random.Random) -> Iterator[Mapping[str
     said = []
     for number, fact in enumerate(facts):
         taught = [t for t in fact.templates if number % EVERY or t not in HELD_BACK]
-        said += [f"{prompt} {fact.answer}." for prompt in fact.prompts(taught)]
+        said += [f"{prompt} {fact.answer}." for prompt in (*fact.prompts(taught), *[fact.subject] * BARE)]
     for _ in range(ROUNDS):
         draw.shuffle(said)
         yield from ({"text": " ".join(said[i : i + TOGETHER])} for i in range(0, len(said), TOGETHER))

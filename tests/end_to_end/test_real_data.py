@@ -10,8 +10,6 @@ from operators.artifact import Metrics
 from pipelines.__main__ import ROOT, main
 from tests.operators import small
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
 TEMPLATES = (
     "The capital of {} is [MASK] .",
     "[MASK] is the capital of {}.",
@@ -60,6 +58,8 @@ def data(tmp_path):
     return folder
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_each_configuration_comes_to_its_rows(benchmarks, data, tmp_path, ray_local, monkeypatch):
     real_data, results = benchmarks
     monkeypatch.setattr("pipelines.commands.run.opened", lambda address: ray_local())
