@@ -1,5 +1,6 @@
 """A pipeline run by `lfm run` with some changes -> what its evaluations measured."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,8 +25,13 @@ Command = Callable[[Sequence[str], Path], int]
 def typed(words: Sequence[str], folder: Path) -> int:
     """`lfm` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipelines", *words]
-    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "pipelines", *words], cwd=folder, env=environment)
+    while process.returncode is None:
+        with contextlib.suppress(
+            KeyboardInterrupt
+        ):  # it is for lfm too, which ends what it has begun
+            process.wait()
+    return process.returncode
 
 
 def measured(
