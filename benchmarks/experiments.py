@@ -137,7 +137,7 @@ EXPERIMENTS = (
         quick=(
             "reader.layers=2", "reader.width=16", "reader.heads=2", "reader.vocabulary=400", "reader.max_steps=2",
             "reader.cpus_per_worker=1", "reader.batch_size=2", "keys.max_rows=400",
-            "delta.steps=1", "delta.num_contexts=2", "delta.layer=0",
+            "delta.steps=1",
         ),
     ),
     Experiment(

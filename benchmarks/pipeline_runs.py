@@ -27,9 +27,7 @@ def typed(words: Sequence[str], folder: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "pipelines", *words], cwd=folder, env=environment)
     while process.returncode is None:
-        with contextlib.suppress(
-            KeyboardInterrupt
-        ):  # it is for lfm too, which ends what it has begun
+        with contextlib.suppress(KeyboardInterrupt):  # it is for lfm too, which ends what it has begun
             process.wait()
     return process.returncode
 
