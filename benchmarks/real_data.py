@@ -28,22 +28,25 @@ FIRST = "seed_0"  # in a configuration's inputs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A row's numbers, one for each seed; none beside it where there is no baseline."""
+    """A row's numbers, one for each seed; none beside them where there is no baseline."""
 
     row: Row
     values: Sequence[float]
     beside: Sequence[float]
 
     @property
-    def better(self) -> int:
-        """In how many seeds the method did better than its baseline."""
+    def wins(self) -> str:
+        """In how many seeds the method did better than its baseline; nothing where it should do the same."""
+        if self.row.better == "same" or not self.beside:
+            return ""
         sign = 1 if self.row.better == "higher" else -1
-        return sum(sign * (a - b) > 0 for a, b in zip(self.values, self.beside, strict=bool(self.beside)))
+        won = sum(sign * (a - b) > 0 for a, b in zip(self.values, self.beside, strict=True))
+        return f"{won} of {len(self.beside)}"
 
     def told(self) -> dict[str, Any]:
         """Everything that a table tells of it, as plain values."""
         fields = {k: v for k, v in asdict(self.row).items() if k not in ("measured", "beside")}
-        return {**fields, "values": self.values, "beside": self.beside, "wins": self.better}
+        return {**fields, "values": self.values, "beside": self.beside, "wins": self.wins}
 
 
 def seeded(configuration: Path, seed: int) -> list[str]:
@@ -105,6 +108,7 @@ def prepare(experiments: Iterable[Experiment], data: Path, folder: Path, seeds: 
     needed = {file for experiment in experiments for file in experiment.needs}
     if missing := sorted(file for file in needed if not (data / file).is_file()):
         raise SystemExit(f"DATA={data}: it has no {', no '.join(missing)}. Name the folder that holds these.")
+    folder.mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
         for name, write in experiment.data.items():
             write(data, folder / name, seeds)
@@ -137,8 +141,8 @@ def main(words: Sequence[str] | None = None, lfm: Command = typed) -> None:
 def said(rows: Iterable[Found]) -> None:
     """Print rows."""
     for f in rows:
-        beside = f"; {f.row.baseline}: {spread(f.beside)}, better in {f.better} of {len(f.beside)}" if f.beside else ""
-        print(f"{f.row.method}, {f.row.what}: {spread(f.values)}{beside}")
+        beside = f"; {f.row.baseline}: {spread(f.beside)}" if f.beside else ""
+        print(f"{f.row.method}, {f.row.what}: {spread(f.values)}{beside}" + (f"; better in {f.wins}" if f.wins else ""))
 
 
 def spread(values: Sequence[float]) -> str:

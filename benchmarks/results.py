@@ -69,7 +69,7 @@ def row(of: Mapping[str, Any]) -> tuple[str, ...]:
         of["what"],
         f"**{spread(of['values'])}**",
         f"{of['baseline']}: {spread(beside)}" if beside else "",
-        f"{of['wins']} of {len(beside)}" if beside else "",
+        of["wins"],
         of["why"],
     )
 
