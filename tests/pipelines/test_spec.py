@@ -268,7 +268,11 @@ def test_a_value_that_is_not_right_is_named_with_what_would_be(own, last, said):
     ("before", "after", "said"),
     [
         ("operator: train", "operator:", "4 step 'a': no operator, expected one of align, apply, barrier"),
-        ("operator: train", "operator: [train]", "4 step 'a': operator: ['train'], expected one of align, apply, barrier"),
+        (
+            "operator: train",
+            "operator: [train]",
+            "4 step 'a': operator: ['train'], expected one of align, apply, barrier",
+        ),
         ("model: base", "model: 3", "5 step 'a': model=3, expected the name of an input or a step."),
         ("model: base", "model: [base]", "5 step 'a': model=['base'], expected the name of an input or a step."),
         ("model: base", "model: a", "3 step 'a': the steps form a cycle: a -> a, expected an order."),
