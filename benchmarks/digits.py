@@ -1,33 +1,25 @@
-"""Scikit-learn's handwritten digits -> images and labels, for `configurations/deep_inversion.yaml` and `dfme.yaml`.
+"""Scikit-learn's handwritten digits -> images and labels."""
 
-    python benchmarks/digits.py FOLDER
-
-FOLDER gets ``train`` and ``test``, a fifth of the 1797 digits, drawn once.
-"""
-
-import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from image_files import kept
 from sklearn.datasets import load_digits
 
-from operators.data.images import Images, write_images
+from operators.data.images import Images
 
 TEST = 360  # digits
 BRIGHTEST = 16  # of the numbers that scikit-learn gives
 
 
-def main() -> None:
-    """Write both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def write(data: Path, folder: Path, seeds: Iterable[int]) -> None:
+    """What `configurations/deep_inversion.yaml` and `dfme.yaml` take: ``train``, and ``test``, a fifth of 1797 digits.
+
+    They come with scikit-learn, not from the folder of real data, and are the same for all seeds.
+    """
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     for name, chosen in (("train", order[TEST:]), ("test", order[:TEST])):
         pixels = (digits.images[chosen, None] / BRIGHTEST).astype(np.float32)
-        write_images(Images(pixels, tuple(map(str, digits.target[chosen]))), folder / name)
-
-
-if __name__ == "__main__":
-    main()
+        kept(folder / name, Images(pixels, tuple(map(str, digits.target[chosen]))))

@@ -13,7 +13,9 @@ from typing import Literal
 
 import capitals
 import clinc150
+import digits
 import minilm
+import omniglot
 
 Writer = Callable[[Path, Path, Iterable[int]], None]
 """Writes inputs: out of the folder of real data, into a folder, for some seeds."""
@@ -114,6 +116,34 @@ def written(what: str, measure: str, better: Literal["higher", "same"] = "higher
     )
 
 
+def few_shot(method: str, what: str, step: str) -> Row:
+    """A way to learn from few examples, beside learning from nothing but these."""
+    return Row(
+        method=method,
+        what=f"accuracy on two held-out alphabets, {what}",
+        measured=Figure(places=(f"{step}.held_out",), measure="accuracy"),
+        baseline="the same network from random weights, 30 steps",
+        beside=Figure(places=("scratch_measured.held_out",), measure="accuracy"),
+    )
+
+
+def data_free(method: str, what: str) -> Row:
+    """A student that saw none of the digits, beside one that saw noise."""
+    return Row(
+        method=method,
+        what=f"accuracy of a student on held-out digits, {what}",
+        measured=Figure(places=("student_metrics.digits",), measure="accuracy"),
+        baseline="a student that noise teaches",
+        beside=Figure(places=("on_noise_metrics.digits",), measure="accuracy"),
+    )
+
+
+TEACHER = Row(
+    method="none",
+    what="accuracy of the teacher",
+    measured=Figure(places=("teacher_metrics.digits",), measure="accuracy"),
+)
+
 EXPERIMENTS = (
     Experiment(
         configuration="capitals",
@@ -189,6 +219,40 @@ EXPERIMENTS = (
             *(f"{step}.max_steps=1" for step in ("probe", *DOMAINS)),
             *(f"{domain}_fisher.max_rows=4" for domain in DOMAINS),
             "ada_task.steps=1", "ada_layer.steps=1",
+        ),
+    ),
+    Experiment(
+        configuration="maml",
+        setting="A small convolutional network on Omniglot (3 alphabets to learn from), 5-way 1-shot, 200 episodes",
+        data={"omniglot": omniglot.write},
+        needs=(omniglot.ARCHIVE,),
+        rows=(
+            few_shot("MAML", "3 steps from where it learnt to begin", "maml_measured"),
+            few_shot("ProtoNet", "nearest class mean", "prototypical_measured"),
+        ),
+        quick=(
+            "learnt.max_steps=1", "learnt.batch_size=1", "prototypical.max_steps=1", "prototypical.batch_size=1",
+            "prototypical.ways=2", "scratch_measured.evaluation_steps=1",
+            *(f"{step}_measured.episodes=2" for step in ("maml", "scratch", "prototypical")),
+        ),
+    ),
+    Experiment(
+        configuration="deep_inversion",
+        setting="A convolutional network that knows scikit-learn's digits, and a smaller one that learns from it alone",
+        data={"digits": digits.write},
+        rows=(TEACHER, data_free("DeepInversion", "512 images, as many of noise")),
+        quick=(
+            "teacher.max_steps=2", "images.num_images=256", "images.steps=1", "noise.num_images=256",
+            "student.max_steps=1", "on_noise.max_steps=1",
+        ),
+    ),
+    Experiment(
+        configuration="dfme",
+        setting="A convolutional network that knows scikit-learn's digits and only answers, and one that copies it",
+        data={"digits": digits.write},
+        rows=(TEACHER, data_free("DFME", "250,000 questions")),
+        quick=(
+            "teacher.max_steps=2", "student.budget=448", "noise.num_images=256", "on_noise.max_steps=1",
         ),
     ),
 )  # fmt: skip

@@ -1,24 +1,17 @@
-"""Omniglot's drawings -> images of 28 x 28 with a label each, for `configurations/maml.yaml`.
+"""Omniglot's drawings -> images of 28 x 28 with a label each."""
 
-    python benchmarks/omniglot.py FOLDER    # reads $LFM_DATA/omniglot/images_background_small1.zip
-
-FOLDER gets ``train`` and ``held_out``, which has the alphabets that no model is to see before. A label is an alphabet
-and a character. As few-shot learning does it, what is trained on is turned by 90, 180 and 270 degrees too, which makes
-other characters of it.
-"""
-
-import argparse
 import io
-import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from image_files import kept
 from PIL import Image
 
-from operators.data.images import Images, Pixels, write_images
+from operators.data.images import Images, Pixels
 
+ARCHIVE = "omniglot/images_background_small1.zip"
 SIDE = 28
 HELD_OUT = ("Greek", "Latin")
 
@@ -40,25 +33,14 @@ def turned(found: Sequence[tuple[str, str, Pixels]]) -> Iterator[tuple[str, Pixe
             yield f"{alphabet}/{character}/{90 * quarters}", np.rot90(ink, quarters, axes=(1, 2))
 
 
-def write(rows: Sequence[tuple[str, Pixels]], folder: Path) -> None:
-    """A data set of images in a new folder."""
-    write_images(Images(np.stack([ink for _, ink in rows]), tuple(label for label, _ in rows)), folder)
+def write(data: Path, folder: Path, seeds: Iterable[int]) -> None:
+    """What `configurations/maml.yaml` takes: ``train``, and ``held_out``, the alphabets that no model sees before.
 
-
-def main() -> None:
-    """Write both sets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="alphabets that are not trained on")
-    asked = parser.parse_args()
-    found = list(drawings(Path(os.environ["LFM_DATA"]) / "omniglot" / "images_background_small1.zip"))
-    known = {alphabet for alphabet, _, _ in found}
-    if unknown := set(asked.held_out) - known:
-        parser.error(f"no alphabet is called {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    write([*turned([one for one in found if one[0] not in asked.held_out])], asked.folder / "train")
-    held_out = [(f"{alphabet}/{character}", ink) for alphabet, character, ink in found if alphabet in asked.held_out]
-    write(held_out, asked.folder / "held_out")
-
-
-if __name__ == "__main__":
-    main()
+    A label is an alphabet and a character. As few-shot learning does it, what is trained on is turned by 90, 180 and
+    270 degrees too, which makes other characters of it. All is the same for all seeds.
+    """
+    found = list(drawings(data / ARCHIVE))
+    known = [one for one in found if one[0] not in HELD_OUT]
+    strange = [(f"{alphabet}/{character}", ink) for alphabet, character, ink in found if alphabet in HELD_OUT]
+    for name, rows in (("train", [*turned(known)]), ("held_out", strange)):
+        kept(folder / name, Images(np.stack([ink for _, ink in rows]), tuple(label for label, _ in rows)))

@@ -53,7 +53,9 @@ def seeded(configuration: Path, seed: int) -> list[str]:
     """What a seed changes of a configuration, as `lfm run` takes it with ``--set``."""
     raw = yaml.safe_load(configuration.read_text())
     written = {name: step.get("params") or {} for name, step in raw["steps"].items()}
-    drawn = [n for n, s in opened(str(configuration)).spec.steps.items() if "seed" in s.params]
+    steps = opened(str(configuration)).spec.steps
+    # Without a method an evaluation draws nothing.
+    drawn = [n for n, s in steps.items() if "seed" in s.params and (s.method or s.operator != "evaluate")]
     changes = [f"{name}.params.seed={seed}" for name in drawn if "seed" not in written[name]]
     inputs = {name: uri for name, given in raw["inputs"].items() for uri in given.values() if FIRST in uri}
     return [*changes, *(f"{name}={uri.replace(FIRST, f'seed_{seed}')}" for name, uri in inputs.items())]
@@ -118,7 +120,7 @@ def main(words: Sequence[str] | None = None, lfm: Command = typed) -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [e.configuration for e in EXPERIMENTS]
-    parser.add_argument("data", type=Path, metavar="DATA", help="the folder that holds facts/ and clinc150/")
+    parser.add_argument("data", type=Path, metavar="DATA", help="the folder that holds facts/, clinc150/ and omniglot/")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the configurations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--store", default=str(ROOT / ".lfm"), help="where results are kept and reused (default: .lfm)")

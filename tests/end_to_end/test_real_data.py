@@ -1,9 +1,12 @@
 """`make results` with models and data as small as they can be: that each configuration comes to its rows."""
 
 import contextlib
+import itertools
 import json
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 
 from operators.artifact import Metrics
@@ -55,6 +58,13 @@ def data(tmp_path):
     (folder / "clinc150").mkdir()
     (folder / "clinc150/domains.json").write_text(json.dumps(intents))
     (folder / "clinc150/data_full.json").write_text(json.dumps(questions))
+    (folder / "omniglot").mkdir()
+    with zipfile.ZipFile(folder / "omniglot/images_background_small1.zip", "w") as archive:
+        for alphabet, character in itertools.product(("Greek", "Latin", "Korean"), range(3)):
+            for number in range(16):
+                name = f"images_background_small1/{alphabet}/character{character:02}/{number:04}.png"
+                ink = np.random.default_rng(number).integers(0, 2, (28, 28), np.uint8) * 255
+                archive.writestr(name, small.png(ink))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Models, tokenizers, data and a workspace that are as small as they can be."""
 
+import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lfm.networks import ImageNetwork, Network
 from operators.artifact import Dataset, Model
@@ -127,6 +129,13 @@ def network(folder: Path, labels: Sequence[str] = ("column", "corner", "row"), s
     torch.manual_seed(0)
     networks.save(ImageNetwork(Network(widths=(4, 4)), (1, side, side), len(labels)), {}, labels, folder)
     return Model(str(folder), "b" * 64)
+
+
+def png(pixels: "np.ndarray[Any, Any]") -> bytes:
+    """An encoded image: bytes of shape (height, width), grey, or (height, width, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def pairs(path: Path, number: int = 12) -> Dataset:

@@ -1,18 +1,17 @@
 """Data sets of images."""
 
-import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from operators.artifact import Dataset
 from operators.data.images import Images, image_rows, read_images, write_images
 from operators.data.row_files import DatasetError
 from operators.data.rows import Form, columns_of, form_of, problems_of, read_rows
+from tests.operators import small
 
 PIXELS = np.random.default_rng(0).random((3, 2, 4, 5), np.float32)
 
@@ -20,12 +19,6 @@ PIXELS = np.random.default_rng(0).random((3, 2, 4, 5), np.float32)
 def lines(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Dataset(str(path))
-
-
-def png(values, mode):
-    file = io.BytesIO()
-    Image.fromarray(values, mode).save(file, "PNG")
-    return file.getvalue()
 
 
 def test_what_is_written_is_read_again_bit_by_bit(tmp_path):
@@ -51,7 +44,7 @@ def test_an_encoded_image_is_read_as_the_hub_keeps_it(tmp_path):
     grey = np.array([[0, 128, 255], [7, 8, 9]], np.uint8)
     colour = np.stack([grey, grey // 2, grey // 4], axis=-1)
     for name, values, mode in (("grey", grey, "L"), ("colour", colour, "RGB")):
-        rows = [{"image": {"bytes": png(values, mode), "path": None}, "label": 1}]
+        rows = [{"image": {"bytes": small.png(values), "path": None}, "label": 1}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
         pixels = read_images(Dataset(str(tmp_path / f"{name}.parquet"))).pixels[0]
         wanted = values[None] if mode == "L" else values.transpose(2, 0, 1)
