@@ -21,7 +21,7 @@ from operators.data.vocabulary import tokens
 from operators.learning.loop import Job, Place
 from operators.learning.trainer import fit
 from operators.learning.unlabelled import Balanced, looking, training_of, unsuited
-from operators.merges.experts import Expert, called, opened, reader, unfit
+from operators.merges.experts import Expert, called, reader, unfit_to
 from operators.models.classifiers import GIVE_HEAD, HEADLESS, labels_of
 from operators.models.ensemble_files import EXPERTS, LEARNT, member
 from operators.models.ensembles import built, read, write_committee
@@ -119,15 +119,7 @@ def _unbuildable(
     length: int,
 ) -> Iterator[str]:
     """What keeps a network from being built of a base and experts."""
-    source = None
-    if base is not None:
-        try:
-            source = opened(f"base {base.uri!r}", base)
-        except LfmError as problem:
-            yield str(problem)
-    for i, expert in enumerate(members):
-        if expert is not None:
-            yield from unfit(called(i, expert), expert, base, source)
+    source = yield from unfit_to(base, members)
     yield from unsuited(base, data, length)
     if base is not None and source is not None and isinstance(method, Build) and config_of(base.path):
         try:

@@ -14,7 +14,7 @@ from operators.artifact import Adapter, Dataset, Delta, Model, Statistics
 from operators.base import Settings, operator
 from operators.data.facts import carry
 from operators.merges.engine import MERGE, SCAN, Job, planned, stream, work as pieces_of
-from operators.merges.experts import MergeError, called, opened, unfit
+from operators.merges.experts import MergeError, unfit_to
 from operators.merges.known import unknown
 from operators.merges.plan import layers_of, memory, num_layers_of, stacked_config
 from operators.merges.weighing import unweighable, weighed
@@ -60,15 +60,7 @@ def problems(
         method.check(len(experts))
     except HyperparameterError as problem:
         yield str(problem)
-    source = None
-    if base is not None:
-        try:
-            source = opened(f"base {base.uri!r}", base)
-        except LfmError as problem:
-            yield str(problem)
-    for i, expert in enumerate(experts):
-        if expert is not None:
-            yield from unfit(called(i, expert), expert, base, source)
+    source = yield from unfit_to(base, experts)
     yield from unknown(method, statistics or (), experts, None if source is None else source.headers)
     yield from unweighable(base, data or {}, method, length)
     if base is not None and source is not None:

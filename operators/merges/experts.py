@@ -1,6 +1,6 @@
 """What experts are to the base they were fine-tuned from: whether they fit it, and their value of each parameter."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -44,6 +44,24 @@ def clause(where: str, what: str, allowed: str, fix: str) -> str:
 def called(index: int, expert: Expert) -> str:
     """What messages call an expert."""
     return f"experts[{index}] {expert.uri!r}"
+
+
+def unfit_to(base: Model | None, experts: Sequence[Expert | None]) -> Generator[str, None, Weights | None]:
+    """What headers tell is wrong with experts of a base, a clause each; what is None cannot be looked at yet.
+
+    Returns:
+        The base's weights, where they can be read.
+    """
+    source = None
+    if base is not None:
+        try:
+            source = opened(f"base {base.uri!r}", base)
+        except LfmError as problem:
+            yield str(problem)
+    for i, expert in enumerate(experts):
+        if expert is not None:
+            yield from unfit(called(i, expert), expert, base, source)
+    return source
 
 
 def unfit(where: str, expert: Expert, base: Model | None, source: Weights | None) -> Iterator[str]:
