@@ -13,6 +13,7 @@ MEASURES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "perplexity": min,
     "exact_match": max,
     "chrf": max,
+    "accuracy": max,
     "efficacy": max,
     "efficacy_exact": max,
     "efficacy_success": max,
