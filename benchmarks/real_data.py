@@ -148,8 +148,9 @@ def said(rows: Iterable[Found]) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.2g}"
+    """Mean and standard deviation; of one value that alone."""
+    mean = f"{statistics.fmean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
