@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -17,7 +19,8 @@ def folder(tmp_path, monkeypatch):
     first, _, own = blocks("yaml")
     (tmp_path / "first.yaml").write_text(first)
     (tmp_path / "own.yaml").write_text(own)
-    for name, text in zip(("my_methods.py", "my_steps.py"), blocks("python"), strict=True):
+    files = ("my_methods.py", "test_my_methods.py", "my_steps.py")
+    for name, text in zip(files, blocks("python"), strict=True):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -35,6 +38,13 @@ def test_its_generated_parts_are_current(folder):
 def test_what_it_shows_of_a_recipe_is_the_recipe_s():
     _, middle, _ = blocks("yaml")
     assert middle in (RECIPES / "edit_merge_distill_serve.yaml").read_text()
+
+
+def test_a_method_of_ones_own_passes_its_test(folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    runpy.run_path("test_my_methods.py")["test_an_outlier_changes_nothing"]()
+    monkeypatch.delitem(sys.modules, "my_methods")
 
 
 @pytest.mark.ray
