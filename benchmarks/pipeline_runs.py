@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from operators.artifact import Metrics
-from operators.evaluation import SUMMARY
+from operators.measures.measure import SUMMARY
 from pipelines.__main__ import ROOT
 from pipelines.lineage import history, new_run, states
 from pipelines.storage.opening import open_storage

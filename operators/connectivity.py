@@ -14,8 +14,9 @@ from operators.artifact import Dataset, Metrics, Model
 from operators.base import operator
 from operators.data.images import read_images
 from operators.data.rows import Form
-from operators.evaluation import SUMMARY, Answers
 from operators.measures.accuracy import Labels, labels_told
+from operators.measures.answers import Answers
+from operators.measures.measure import SUMMARY
 from operators.models import classifiers, networks
 from operators.models.alike import unlike
 from operators.models.changed_models import opened

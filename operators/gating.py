@@ -15,8 +15,8 @@ from operators.artifact import Metrics, Model
 from operators.base import operator
 from operators.data.records import check_types
 from operators.data.row_files import DatasetError
-from operators.evaluation import DOCUMENTS, SUMMARY
 from operators.measures.edit_scores import EditMeasure
+from operators.measures.measure import DOCUMENTS, SUMMARY
 from operators.workspace import Workspace
 
 Measure = Literal["loss", "exact_match", "chrf", "accuracy", EditMeasure, "score", "barrier"]

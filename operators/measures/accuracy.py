@@ -41,7 +41,7 @@ class Labels(ABC):
 
     @abstractmethod
     def digest(self, rows: Any) -> str:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
 
     @abstractmethod
     def rows(self, name: str, rows: Any) -> Rows:
@@ -53,13 +53,13 @@ class Labels(ABC):
 
     @abstractmethod
     def work(self, rows: Any) -> int:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
 
     @torch.inference_mode()
     def measured(
         self, name: str, rows: Any, told: Callable[..., None]
     ) -> tuple[dict[str, list[Any]], dict[str, float]]:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         found = self.rows(name, rows)
         # Rows of a batch are alike in length.
         order = np.argsort((found.targets != IGNORED).argmax(axis=1), kind="stable")

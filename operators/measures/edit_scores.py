@@ -96,17 +96,17 @@ class Facts:
         self.batch_size, self.max_tokens = batch_size, max_tokens
 
     def work(self, rows: Sequence[FactRow]) -> int:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         return len(rows)
 
     def digest(self, rows: Sequence[FactRow]) -> str:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         return digest_of(rows)
 
     def measured(
         self, name: str, rows: Sequence[FactRow], told: Callable[..., None]
     ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         columns = edit_scores(
             self.engine,
             rows,

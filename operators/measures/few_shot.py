@@ -58,17 +58,17 @@ class Adapted:
         return Episodes(tasks, [tasks.deck.draw(self.seed, i) for i in range(self.episodes)])
 
     def work(self, rows: Episodes) -> int:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         return len(rows.drawn)
 
     def digest(self, rows: Episodes) -> str:
-        """See `operators.evaluation.Measure`."""
+        """See `operators.measures.measure.Measure`."""
         return rows.tasks.digest(rows.drawn)
 
     def measured(
         self, name: str, rows: Episodes, told: Callable[..., None]
     ) -> tuple[dict[str, list[Any]], dict[str, float]]:
-        """See `operators.evaluation.Measure`; the documents are episodes."""
+        """See `operators.measures.measure.Measure`; the documents are episodes."""
         found = []
         for drawn in rows.drawn:
             found.append(self._one(rows.tasks, drawn))

@@ -1,6 +1,5 @@
 import json
 import math
-from collections import Counter
 
 import peft
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ from operators.data.batches import NoLossToken
 from operators.data.row_files import DatasetError
 from operators.data.rows import digest_of
 from operators.engines.native import Native
-from operators.evaluation import evaluate, scores
+from operators.evaluation import evaluate
 from operators.models.changed_models import BaseNeeded
 from operators.models.language_models import load, load_tokenizer
 from tests.operators import small
@@ -119,7 +118,7 @@ def test_losses_are_those_of_each_document_alone(model, measured, tmp_path):
 def test_how_many_rows_go_at_once_changes_nothing_but_noise(model, measured, tmp_path, monkeypatch):
     data = {"pairs": small.pairs(tmp_path / "pairs.jsonl"), "texts": small.texts(tmp_path / "texts.jsonl")}
     runs = [measured(model=model, data=data, batch_size=n, generate=6)[1] for n in (1, 5, 100)]
-    monkeypatch.setattr("operators.evaluation.chunk_size", lambda vocabulary: 3)  # logits of three tokens at once
+    monkeypatch.setattr("operators.measures.answers.chunk_size", lambda vocabulary: 3)  # logits of three tokens at once
     runs.append(measured(model=model, data=data, batch_size=5, generate=6)[1])
     for run in runs[1:]:
         for name, documents in run.items():
@@ -137,63 +136,6 @@ def test_answers_are_what_the_model_generates_for_each_prompt(model, measured, t
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         said = plain.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
         assert document["answer"] == tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
-
-
-class Saying:
-    """An engine with given answers."""
-
-    context, start = 64, 0
-
-    def __init__(self, *said):
-        self.said, self.tokenizer = dict(enumerate(said)), small.tokenizer()
-        self.asked = []
-
-    def complete(self, prompts, sampling):
-        self.asked += [(self.tokenizer.decode(p), sampling.max_tokens, sampling.temperature) for p in prompts]
-        return [self.tokenizer(self.said[len(p)])["input_ids"] for p in prompts]
-
-
-def chrf(said, expected):
-    """F2 of runs of 1 to 6 characters, blanks left out, averaged over the lengths that both have."""
-    said, expected = said.replace(" ", ""), expected.replace(" ", "")
-    precisions, recalls = [], []
-    for n in range(1, 7):
-        one = Counter(said[i : i + n] for i in range(len(said) - n + 1))
-        other = Counter(expected[i : i + n] for i in range(len(expected) - n + 1))
-        if one and other:
-            precisions.append((one & other).total() / one.total())
-            recalls.append((one & other).total() / other.total())
-    if not sum(precisions):
-        return 0.0
-    precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
-    return 5 * precision * recall / (4 * precision + recall)
-
-
-def test_exact_match_and_chrf_compare_what_was_said_with_what_was_expected():
-    pairs = [
-        ("the cat", "the cat"),
-        (" the cat\n", "the cat"),
-        ("the cat ran", "the cat"),
-        ("", "the cat"),
-        ("on", "it"),
-    ]
-    rows = {"prompt": [], "completion": [expected for _, expected in pairs]}
-    engine = Saying()
-    for said, _ in pairs:  # prompts of different lengths, by which the engine knows what to say
-        prompt = "a" * (len(pairs) - len(rows["prompt"]))
-        rows["prompt"].append(prompt)
-        turns = [{"role": "user", "content": prompt}]
-        text = engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        engine.said[len(engine.tokenizer(text)["input_ids"])] = said
-    told = []
-    found = scores(engine, rows, 7, 2, name="set", told=told.append)
-    assert found["answer"] == ["the cat", "the cat", "the cat ran", "", "on"]
-    assert found["exact_match"] == [1.0, 1.0, 0.0, 0.0, 0.0]
-    assert found["chrf"] == pytest.approx([chrf(said.strip(), expected) for said, expected in pairs])
-    assert found["chrf"][:2] == [1.0, 1.0]
-    assert 0 < found["chrf"][2] < 1
-    assert sum(told) == len(pairs)
-    assert {(limit, temperature) for _, limit, temperature in engine.asked} == {(7, 0.0)}
 
 
 def test_an_adapter_is_measured_on_its_base_and_on_no_other(model, measured, tmp_path):

@@ -22,9 +22,10 @@ from operators.base import Resources
 from operators.data.batches import on_device
 from operators.data.episodes import FewShot
 from operators.data.images import read_images
-from operators.evaluation import DOCUMENTS, evaluate
+from operators.evaluation import evaluate
 from operators.gating import Requirement, compared
 from operators.learning.loop import Place
+from operators.measures.measure import DOCUMENTS
 from operators.meta_training import meta_train
 from operators.models import networks
 from operators.models.few_shot import tasks_of

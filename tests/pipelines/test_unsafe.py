@@ -8,8 +8,8 @@ import pytest
 from operators.artifact import Adapter, Dataset, Metrics, Model
 from operators.data.records import records
 from operators.data.row_files import DatasetError, files_of
-from operators.evaluation import DOCUMENTS
 from operators.gating import documents_of
+from operators.measures.measure import DOCUMENTS
 from operators.models.foreign_code import ForeignCode, refuse_foreign_code
 from pipelines.inputs.inspector import Looks
 from pipelines.plan import InputProblem
