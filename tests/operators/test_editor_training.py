@@ -248,7 +248,7 @@ def test_everything_that_headers_tell_of_training_is_said_at_once(given, tmp_pat
         "MEND: num_blocks=2, expected at most 1, the model's layers.",
         f"locality: {given['data'].uri}: has the columns 'subject', 'prompt', 'target', 'paraphrases', expected "
         "'messages', or 'prompt' and 'completion', or 'instruction' and 'output', or 'text' alone or with "
-        "'label'. Rename the columns.",
+        "'label', or 'image' and 'label'. Rename the columns.",
     ]
     (clause,) = told(held_out=texts)
     assert clause.startswith(f"held_out: {texts.uri} has the columns text, expected 'subject', 'prompt', 'target'.")

@@ -140,7 +140,9 @@ def test_what_goes_through_second_derivatives_is_the_same_with_two_workers(case,
     got = found(home, case)
     assert len(work.curve()) == 4
     assert got["loss"] == pytest.approx(work.curve(), rel=2e-5)
-    assert got["gradient_norm"] == pytest.approx(work.curve("gradient_norm"), rel=2e-4)
+    norms = work.curve("gradient_norm")
+    assert got["gradient_norm"][0] == pytest.approx(norms[0], rel=2e-5)
+    assert got["gradient_norm"] == pytest.approx(norms, rel=5e-3)  # curvature makes large what AdamW makes of rounding
     held = load_file(home / case / "weights.safetensors")
     assert held.keys() == weights.keys()
     for name, wanted in weights.items():
