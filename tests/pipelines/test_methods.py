@@ -14,7 +14,7 @@ from pipelines.plan import survey
 from pipelines.spec import parsed
 from pipelines.text import Text
 
-WORDS = ("integer", "number", "boolean", "string", "list of ", "none", "'")
+WORDS = ("integer", "number", "boolean", "string", "list of ", "none", "'", *"0123456789")
 ALONE = '''
 """A method of one's own that two processes cannot share by parts."""
 
