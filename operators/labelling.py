@@ -16,7 +16,7 @@ from lfm.soft_targets import TopK, likeliest
 from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.data.batches import Document, NoLossToken, documents, on_device, packed
-from operators.data.rows import SPOKEN, Form, form_of, read_rows
+from operators.data.rows import OF_TEXT, Form, form_of, read_rows
 from operators.data.vocabulary import digest, tokens
 from operators.models.ensembles import load_decoder
 from operators.models.language_models import DTYPES, check, head_size, load_tokenizer
@@ -48,7 +48,7 @@ def problems(
     """What headers tell is wrong, a clause each; what is None cannot be looked at yet."""
     yield from map(str, _out_of_range(top_k, temperature, length, max_answer, batch_size))
     seen = Training(length=max(2, length) if what == "probabilities" else 2)
-    forms = SPOKEN if what == "probabilities" else ANSWERED
+    forms = OF_TEXT if what == "probabilities" else ANSWERED
     yield from unfit(seen, None if teacher is None else teacher.path, {"data": data}, forms)
     size = None if teacher is None else head_size(teacher.path)
     if what == "probabilities" and size is not None and top_k > size:

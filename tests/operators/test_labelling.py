@@ -308,8 +308,10 @@ def test_what_cannot_be_meant_is_refused(workspace, teacher, pairs, given, said)
         label.body(workspace, teacher=teacher, data=pairs, **given)
 
 
-def test_the_plan_knows_what_a_teacher_can_answer(teacher, texts, pairs):
+def test_the_plan_knows_what_a_teacher_can_answer(tmp_path, teacher, texts, pairs):
     assert list(problems(teacher=teacher, data=texts, what="probabilities", length=64)) == []
+    with_labels = small.labelled(tmp_path / "labelled.jsonl")
+    assert list(problems(teacher=teacher, data=with_labels, what="probabilities", length=64)) == []
     (clause,) = problems(teacher=teacher, data=texts)
     assert "holds 'text' rows, expected the columns" in clause
     (clause,) = problems(teacher=teacher, data=pairs, what="probabilities", length=512)
