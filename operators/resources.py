@@ -3,19 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lfm.errors import LfmError
+from lfm.errors import FieldError
 from lfm.method import STRATEGIES, Strategy
 
 
-class ResourcesError(LfmError, ValueError):
+class ResourcesError(FieldError):
     """A request for resources that nothing could satisfy."""
-
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(field, value, allowed)
-        self.field, self.value, self.allowed = field, value, allowed
-
-    def __str__(self) -> str:
-        return f"resources: {self.field}={self.value!r}, expected {self.allowed}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +68,7 @@ class Resources:
             ),
         ):
             if not holds:
-                raise ResourcesError(name, getattr(self, name), allowed)
+                raise ResourcesError("resources", name, getattr(self, name), allowed)
 
     @property
     def grouped(self) -> bool:

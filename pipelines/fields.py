@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lfm.errors import HyperparameterError, LfmError
+from lfm.errors import FieldError, LfmError
 from operators.base import Operator
-from operators.resources import ResourcesError
 from pipelines.problems import Part, near, shown
 
 ANYTHING = TypeAdapter(Any)  # made once: making one takes a millisecond
@@ -155,10 +154,10 @@ def _sentences(error: ValidationError, given: Any, what: str, at: Part = ()) -> 
     for problem in error.errors():
         kind, cause = problem["type"], problem.get("ctx", {}).get("error")
         path = (*at, *_located(given, problem["loc"]))
-        if isinstance(cause, HyperparameterError | ResourcesError):
+        if isinstance(cause, FieldError):
             name = ".".join((*path, cause.field))
             sentence = f"{what}: {name}={shown(cause.value)}, expected {cause.allowed}."
-            yield (*path, cause.field), sentence, cause.allowed
+            yield (*path, *cause.field.split(".")), sentence, cause.allowed
         elif cause is not None:
             yield path, str(cause) if isinstance(cause, LfmError) else f"{what}: {str(cause).rstrip('.')}.", ""
         elif kind.startswith("missing"):
