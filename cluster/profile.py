@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from cluster.capacity import Capacity, Node
 from lfm.errors import FieldError
+from lfm.method import FIELDS
 
 Place = Literal["local", "address", "kuberay", "aws", "gcp"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -27,7 +28,7 @@ class ProfileError(FieldError):
 
 class _Checked:
     __slots__ = ()
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+    __pydantic_config__ = FIELDS  # a dataclass would take an annotation for a field
 
     def require(self, holds: bool, field: str, allowed: str) -> None:
         """Raise `ProfileError` unless `holds`."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lfm.errors import HyperparameterError
+from lfm.method import FIELDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +25,7 @@ class Network:
         batchnorm: Normalise what each layer gives over the batch.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = FIELDS
 
     kind: Literal["cnn", "mlp"] = "cnn"
     widths: tuple[int, ...] = (32, 32, 32, 32)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 from pydantic import TypeAdapter
 
 from lfm.errors import HyperparameterError, LfmError
-from lfm.method import Method
+from lfm.method import FIELDS, Method
 from operators.artifact import KINDS, Artifact, kind_of
 from operators.resources import Resources as Resources
 from operators.workspace import Workspace
@@ -40,7 +40,7 @@ class Settings:
     """
 
     __slots__ = ()
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+    __pydantic_config__ = FIELDS  # a dataclass would take an annotation for a field
     noise: ClassVar[frozenset[str]] = frozenset()
     """Fields that change nothing but floating-point noise: no part of a fingerprint."""
 

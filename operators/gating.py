@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lfm.errors import LfmError, UnknownName
+from lfm.method import FIELDS
 from lfm.significance import Difference, NotComparable, paired_bootstrap
 from operators.artifact import Metrics, Model
 from operators.base import operator
@@ -39,7 +40,7 @@ class Requirement:
     """
 
     # Also of an object that Python gives: its 1 is the 1.0 that YAML's becomes, and has the same fingerprint.
-    __pydantic_config__ = {"extra": "forbid", "revalidate_instances": "always"}  # noqa: RUF012  it is no field
+    __pydantic_config__ = FIELDS
 
     better: str
     than: str | float

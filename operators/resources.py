@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lfm.errors import FieldError
-from lfm.method import STRATEGIES, Strategy
+from lfm.method import FIELDS, STRATEGIES, Strategy
 
 
 class ResourcesError(FieldError):
@@ -44,7 +44,7 @@ class Resources:
     timeout: float = 0.0
     schedule_timeout: float = 600.0
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a dataclass would take an annotation for a field
+    __pydantic_config__ = FIELDS  # a dataclass would take an annotation for a field
 
     def __post_init__(self) -> None:
         for holds, name, allowed in (
