@@ -96,9 +96,13 @@ def write(data: Path, folder: Path, seeds: Iterable[int]) -> None:
     - ``known.jsonl``: the facts with something held back, as `subject`, `prompt`, `target` and `paraphrases`.
     - ``seed_<seed>/edits.jsonl``: some of these, but each shall say what another one does: `target` is false and `true`
       is right. Beside it the prompts of a few `neighbours`, whose answers shall stay.
+    - ``seed_<seed>/edit_<number>.jsonl``: each of them alone.
     """
     facts = capitals(data / FILE)
     kept(folder / "text.jsonl", texts(facts, random.Random(0)))
     kept(folder / "known.jsonl", (f.rows(target=f.answer) for f in facts[::EVERY]))
     for seed in seeds:
-        kept(folder / f"seed_{seed}" / "edits.jsonl", edits(facts, random.Random(seed)))
+        drawn = list(edits(facts, random.Random(seed)))
+        kept(folder / f"seed_{seed}" / "edits.jsonl", drawn)
+        for number, one in enumerate(drawn):
+            kept(folder / f"seed_{seed}" / f"edit_{number}.jsonl", [one])
