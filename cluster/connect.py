@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.capacity import Capacity, Node, here
 from cluster.home import home, marked
+from cluster.profile import GROUP_LABEL, HEAD
 from lfm.errors import LfmError
 
 
@@ -103,6 +105,14 @@ def capacity() -> Capacity:
 
     going = leaving()
     return Capacity.of(_node(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going)
+
+
+def groups() -> dict[str, int]:
+    """How many machines there are of each node group, the head's aside; one of no group is the head's."""
+    import ray
+
+    found = Counter(n["Labels"].get(GROUP_LABEL, HEAD) for n in ray.nodes() if n["Alive"])
+    return {group: found[group] for group in sorted(found) if group != HEAD}
 
 
 def leaving() -> frozenset[str]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OWN = "own"
-"""The folder of a package in which the pipeline's file lies with the code that it names, and the profile."""
-PROFILE = f"{OWN}/profile.yaml"
+"""The folder of a package with the pipeline's file and the code that it names; the profile lies beside it."""
+PROFILE = "profile.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class Entrypoint:
         changes: What ``--set`` says.
         until: The only step that is wanted, with what it needs; empty wants all.
         mlflow: Where MLflow keeps runs; empty leaves that to the cluster.
-        deadline: For how long the run may work in all, such as ``8h``; empty sets no limit.
+        deadline_s: Seconds for which the run may work in all; 0 sets no limit.
         max_cost: What it may cost in all, in the profile's currency; 0 sets no limit.
         priority: Of several runs that want the same machines, the one with the highest comes first.
         labels: Whom the cost is for.
@@ -36,7 +36,7 @@ class Entrypoint:
     changes: tuple[str, ...] = ()
     until: str = ""
     mlflow: str = ""
-    deadline: str = ""
+    deadline_s: float = 0.0
     max_cost: float = 0.0
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Entrypoint:
         told = {
             "--until": self.until,
             "--mlflow": self.mlflow,
-            "--deadline": self.deadline,
+            "--deadline": f"{self.deadline_s:.12g}s" if self.deadline_s else "",
             "--max-cost": f"{self.max_cost:.12g}" if self.max_cost else "",
             "--priority": str(self.priority) if self.priority else "",
         }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Capacity
-from cluster.connect import capacity, cluster, leaving
+from cluster.connect import capacity, cluster, groups, leaving
 from lfm.errors import LfmError
 
 
@@ -53,6 +53,10 @@ class Pool:
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""
         return leaving()
+
+    def groups(self) -> dict[str, int]:
+        """How many machines of each node group there are, the head's aside."""
+        return groups()
 
     def start(
         self,

@@ -6,6 +6,7 @@ from functools import partial
 
 from operators.catalog import Catalog
 from operators.code import Code, bring
+from pipelines import stops
 from pipelines.commands._planned import inspector_of
 from pipelines.commands.run import drive_to_end
 from pipelines.lineage import Journal, find_run, history
@@ -21,6 +22,7 @@ def act(arguments: Namespace) -> int:
     storage = open_storage(arguments.store)
     name = find_run(storage, arguments.run)
     began = history(storage, name)[0].data
+    stops.withdraw(storage, name)
     mlflow = tracking(arguments.mlflow or began["mlflow"], storage)
     journal = Journal.claim(storage, name, waiting=partial(print, file=sys.stderr))
     code = Code(tuple(began["uses"]), tuple((k, v) for k, v in began["files"]))

@@ -2,24 +2,39 @@
 
 import os
 import signal
+import time
 from argparse import Namespace
 from typing import Any
 
 import psutil
 
 from cluster.connect import cluster
+from cluster.jobs import GOES_ON, Jobs, attempt
+from cluster.profile import Profile
 from operators.serving import take_down
+from pipelines import stops
+from pipelines.commands._stored import profile_in, storage_in
 from pipelines.findings import endpoints
-from pipelines.lineage import Event, driver, find_run, history, states
-from pipelines.storage.opening import open_storage
+from pipelines.following import LOOK_S
+from pipelines.limits import DRAIN_S
+from pipelines.lineage import Event, driver, find_run, history, states, status
+from pipelines.processes import LEASE_S
+from pipelines.storage.base import Storage
+
+GOING_ON = ("running", "serving")
 
 
 def act(arguments: Namespace) -> int:
-    """End a run: its driver gets SIGTERM, writes down how it ended, and takes its cluster with it."""
-    storage = open_storage(arguments.store)
+    """End a run: its driver writes down how it ended, and takes its cluster with it.
+
+    One of this machine gets SIGTERM. One of another finds in the store that it is to end.
+    """
+    storage = storage_in(arguments)
     name = find_run(storage, arguments.run)
     events = history(storage, name)
     pid = driver(storage, name)
+    if pid is None and status(storage, name, events) in GOING_ON:
+        return _elsewhere(storage, name, profile_in(arguments))
     if pid is not None and not _ended(name, pid):
         return 1
     left = _left_up(events)
@@ -31,6 +46,32 @@ def act(arguments: Namespace) -> int:
         print(f"run {name} is not going on")
     else:
         print(f"run {name} stopped")
+    return 0
+
+
+def _elsewhere(storage: Storage, name: str, profile: Profile | None) -> int:
+    """Have a driver of another machine end its run; with a profile its job is ended where it does not answer."""
+    stops.ask(storage, name)
+    drain_s = DRAIN_S if profile is None else profile.drain_s
+    print(f"run {name}: its driver was asked to end, for which it has {drain_s:.0f} s", flush=True)
+    until = time.monotonic() + LEASE_S + drain_s
+    while status(storage, name, history(storage, name)) in GOING_ON:
+        if time.monotonic() > until:
+            return _forced(name, profile)
+        time.sleep(LOOK_S)
+    print(f"run {name} stopped")
+    return 0
+
+
+def _forced(name: str, profile: Profile | None) -> int:
+    if profile is None:
+        print(f"run {name}: its driver lives and does not end, expected it to. Name its cluster with --cluster.")
+        return 1
+    jobs = Jobs(profile)
+    for number, state in jobs.of_run(name).items():
+        if state in GOES_ON:
+            jobs.stop(attempt(name, number))
+    print(f"run {name}: its job was ended, because its driver did not answer")
     return 0
 
 

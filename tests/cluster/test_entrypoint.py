@@ -9,7 +9,7 @@ def test_only_what_is_asked_for_is_said():
     plain = Entrypoint(pipeline="own/small.yaml", run="r1", store="s3://bucket/lfm")
     assert plain.words == (
         *("python", "-m", "pipelines", "run", "own/small.yaml", "--store", "s3://bucket/lfm"),
-        *("--cluster", "own/profile.yaml", "--address", "auto", "--as", "r1"),
+        *("--cluster", "profile.yaml", "--address", "auto", "--as", "r1"),
     )
 
 
@@ -21,7 +21,7 @@ def test_a_shell_reads_the_words_as_they_are():
         changes=("merged.density=[0.1, 0.2]", "text=/data/it's here.txt"),
         until="merged",
         mlflow="http://mlflow:5000",
-        deadline="8h",
+        deadline_s=8 * 3600,
         max_cost=20,
         priority=-2,
         labels={"team": "x y"},
@@ -36,12 +36,12 @@ def test_a_shell_reads_the_words_as_they_are():
     assert said == {
         "--until": "merged",
         "--mlflow": "http://mlflow:5000",
-        "--deadline": "8h",
+        "--deadline": "28800s",
         "--max-cost": "20",
         "--priority": "-2",
         "--label": "team=x y",
         "--store": "/nfs/lfm",
-        "--cluster": "own/profile.yaml",
+        "--cluster": "profile.yaml",
         "--address": "auto",
         "--as": "r1",
     }
