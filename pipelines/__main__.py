@@ -143,6 +143,16 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          ("--port", {"type": PORT, "default": 8000, "help": "the same (default: 8000)"}),
          STORE, ADDRESS, MLFLOW, JSON, DETACH, AS],
     ),
+    "cluster": (
+        "write a profile to begin with, or the documents that make a cluster of one",
+        "lfm cluster init profile.yaml --place kuberay",
+        [("action", {"choices": ["init"],
+                     "help": "init: write a commented profile"}),
+         ("profile", {"nargs": "?", "default": "", "help": "a profile's .yaml file (init without one prints it)"}),
+         ("pipeline", {"nargs": "?", "default": "", "help": PIPELINE[1]["help"]}),
+         ("--place", {"choices": ["local", "address", "kuberay", "aws", "gcp"], "default": "kuberay",
+                      "help": "init: where pipelines are to run (default: kuberay)"})],
+    ),
     "why": (
         "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",
         "lfm why last merged",
