@@ -43,9 +43,9 @@ storage: s3://my-bucket/lfm
 
 # Secrets of Kubernetes whose entries become variables, such as AWS_ACCESS_KEY_ID.
 # secrets: [lfm-storage]
-# Where Ray's token is, never the token itself: a secret with the entry 'auth_token'.
-# Without this line KubeRay makes one.
-# token: secret:ray-token
+# Where 'lfm submit' finds Ray's token, never the token itself: env:NAME or file:PATH. KubeRay makes
+# one, in a secret with the cluster's name; 'secret:NAME' is one of yours, with the entry 'auth_token'.
+token: env:RAY_AUTH_TOKEN
 """,
     "aws": """\
 place: aws                    # virtual machines that Ray's launcher starts
@@ -58,8 +58,9 @@ image: registry.example.com/lfm:0.1.0
 # Where artifacts and runs are kept: every machine reads and writes it.
 storage: s3://my-bucket/lfm
 
-# Where Ray's token is, never the token itself: env:NAME or file:PATH.
-token: env:RAY_AUTH_TOKEN
+# Where Ray's token is, never the token itself: a file, which is copied to the machines
+# ('ray get-auth-token --generate' makes this one).
+token: file:~/.ray/auth_token
 """,
     "gcp": """\
 place: gcp                    # virtual machines that Ray's launcher starts
@@ -73,8 +74,9 @@ image: registry.example.com/lfm:0.1.0
 # Where artifacts and runs are kept: every machine reads and writes it.
 storage: s3://my-bucket/lfm
 
-# Where Ray's token is, never the token itself: env:NAME or file:PATH.
-token: env:RAY_AUTH_TOKEN
+# Where Ray's token is, never the token itself: a file, which is copied to the machines
+# ('ray get-auth-token --generate' makes this one).
+token: file:~/.ray/auth_token
 """,
 }
 

@@ -38,9 +38,10 @@ def authenticated(environment: Mapping[str, str], token: str) -> dict[str, str]:
         case "":
             return {**rest, "RAY_AUTH_MODE": "disabled"}
         case "file":
-            if not Path(where).is_file():
+            path = Path(where).expanduser()
+            if not path.is_file():
                 raise NoToken(token, "no such file")
-            return {**rest, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": where}
+            return {**rest, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
         case "env":
             if not environment.get(where):
                 raise NoToken(token, "no such variable")

@@ -146,12 +146,16 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "cluster": (
         "write a profile to begin with, or the documents that make a cluster of one",
         "lfm cluster init profile.yaml --place kuberay",
-        [("action", {"choices": ["init"],
-                     "help": "init: write a commented profile"}),
+        [("action", {"choices": ["init", "render"],
+                     "help": "init: write a commented profile; render: print the documents for Kubernetes or for "
+                             "Ray's launcher, with a pipeline those that run and serve it"}),
          ("profile", {"nargs": "?", "default": "", "help": "a profile's .yaml file (init without one prints it)"}),
          ("pipeline", {"nargs": "?", "default": "", "help": PIPELINE[1]["help"]}),
          ("--place", {"choices": ["local", "address", "kuberay", "aws", "gcp"], "default": "kuberay",
-                      "help": "init: where pipelines are to run (default: kuberay)"})],
+                      "help": "init: where pipelines are to run (default: kuberay)"}),
+         ("--kind", {"default": "", "metavar": "KIND",
+                     "help": "render: only this document, such as RayJob or RayService"}),
+         SET, UNTIL, MLFLOW, *LIMITS, JSON],
     ),
     "why": (
         "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",

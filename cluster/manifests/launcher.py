@@ -9,7 +9,7 @@ from cluster.manifests.pods import variables
 from cluster.profile import GROUP_LABEL, HEAD, Group, Machine, Profile
 
 TOKEN = "~/.ray/auth_token"
-"""Where Ray looks for its token, on machines and on this one."""
+"""Where Ray looks for its token on a machine."""
 DISKS = {"aws": 256, "gcp": 200}  # GiB: an image with torch in it, and a cache
 BOOT_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cpu"
 GPU_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-py310"
@@ -19,7 +19,6 @@ BOTO = "python -c 'import googleapiclient' || python -m pip install google-api-p
 
 def launcher(profile: Profile) -> dict[str, Any]:
     """The launcher's document. Nothing is left to its defaults, which take spot machines and install another Ray."""
-    kind, _, where = profile.token.partition(":")
     types = {HEAD: _type(profile, HEAD, profile.head)}
     types |= {name: _type(profile, name, group) for name, group in profile.groups.items()}
     return {
@@ -37,7 +36,7 @@ def launcher(profile: Profile) -> dict[str, Any]:
         },
         "available_node_types": types,
         "head_node_type": HEAD,
-        "file_mounts": {TOKEN: where if kind == "file" else TOKEN},
+        "file_mounts": {TOKEN: profile.token.removeprefix("file:")},
         "cluster_synced_files": [],
         "file_mounts_sync_continuously": False,
         "rsync_exclude": [],

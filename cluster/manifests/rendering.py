@@ -70,7 +70,7 @@ def lacking(profile: Profile) -> Iterator[ProfileError]:
         yield ProfileError("profile", f"environment.{DRAIN}", profile.environment[DRAIN], "none, but drain_s")
     if profile.place == "gcp" and not profile.zone:
         yield ProfileError("profile", "zone", "", "the zone, such as europe-west4-a, for place: gcp")
-    if profile.place in CLOUDS and profile.token.startswith("env:"):
+    if profile.place in CLOUDS and not profile.token.startswith("file:"):
         yield ProfileError("profile", "token", profile.token, "file:PATH, which is copied to the machines")
     machines: dict[str, Machine] = {HEAD: profile.head, **{f"groups.{n}": g for n, g in profile.groups.items()}}
     for name, machine in machines.items():

@@ -84,7 +84,7 @@ def profiles(draw, places=("kuberay", "aws", "gcp")):
         pip=draw(st.sampled_from([(), ("sacremoses==0.1",)])),
         environment=draw(st.dictionaries(st.sampled_from(["HF_HOME", "TMPDIR", "LC_ALL"]), texts, max_size=2)),
         secrets=draw(st.sampled_from([(), ("lfm-storage",)])) if kuberay else (),
-        token=draw(st.sampled_from(["", "file:~/.ray/auth_token", *(("secret:ray", "env:TOKEN") if kuberay else ())])),
+        token=draw(st.sampled_from(["file:~/.ray/auth_token", *(("", "secret:ray", "env:TOKEN") if kuberay else ())])),
         namespace=draw(names(20)),
         service_account=draw(st.sampled_from(["", "lfm"])),
         region="" if kuberay else "eu-west-1",

@@ -205,7 +205,7 @@ def test_a_token_is_only_ever_referred_to(monkeypatch, tmp_path):
     (tmp_path / "token").write_text(HIDDEN)
     places = {"kuberay": {}, "aws": {"region": "eu-west-1"}}
     for place, token in (("kuberay", "env:TOKEN"), ("kuberay", "secret:ray"), ("aws", f"file:{tmp_path}/token")):
-        made = documents(Profile(place=place, token=token, **FIELDS, **places[place]), JOB)
+        made = documents(Profile(**{**FIELDS, "place": place, "token": token, **places[place]}), JOB)
         assert HIDDEN not in yaml.safe_dump_all(made.values())
 
 

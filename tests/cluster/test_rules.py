@@ -30,6 +30,7 @@ FIELDS = {
     "image": "registry.example.com/lfm:1",
     "shared": ("/nfs",),
     "environment": {"HF_HOME": "/nfs/hub"},
+    "token": "file:~/.ray/auth_token",
 }
 JOB = Job(
     run="small-expert-1",
@@ -41,7 +42,7 @@ JOB = Job(
 
 def sound():
     """A document of each kind in which nothing is wrong."""
-    inside = Profile(place="kuberay", secrets=("lfm-storage",), token="secret:ray", **FIELDS)
+    inside = Profile(**{**FIELDS, "place": "kuberay", "secrets": ("lfm-storage",), "token": "secret:ray"})
     outside = Profile(place="aws", region="eu-west-1", **FIELDS)
     return {**documents(inside), **documents(inside, JOB), **documents(outside, JOB)}
 
