@@ -149,7 +149,8 @@ class Profile(_Checked):
         secrets: Names of Kubernetes secrets whose entries become variables.
         token: Where Ray's token is: ``env:NAME``, ``file:PATH`` or, in Kubernetes, ``secret:NAME``; never itself.
         namespace: Of Kubernetes.
-        service_account: The same.
+        service_account: Who the machines are to others: a service account of Kubernetes, or of GCP an account's e-mail
+            and of AWS an instance profile, for all but the head, which has the launcher's.
         region: Of a cloud.
         zone: The same.
         project: Of ``gcp``.

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.manifests.finding import Rules, Said, at, whole
 from cluster.manifests.kuberay import KIND_LABEL, MAX_CLUSTER, MAX_JOB
-from cluster.manifests.pod_rules import Group, groups
+from cluster.manifests.pod_rules import Group, bad_labels, groups
 from cluster.manifests.pods import FALLBACK, STEPS
 from cluster.profile import HEAD
 
@@ -48,6 +48,10 @@ def _name(cluster: Cluster) -> Said:
     name = str(at(cluster.document, "metadata.name", ""))
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > limit:
         yield "metadata.name", f"{name!r}, expected at most {limit} small letters, digits and '-', a letter first"
+
+
+def _document_labels(cluster: Cluster) -> Said:
+    yield from bad_labels("metadata.labels", at(cluster.document, "metadata.labels", {}))
 
 
 def _group_names(cluster: Cluster) -> Said:
@@ -169,6 +173,7 @@ def _queue(cluster: Cluster) -> Said:
 
 CLUSTER_RULES: Rules = {
     "name": _name,
+    "labels": _document_labels,
     "group-names": _group_names,
     "autoscaler": _autoscaler,
     "counts": _counts,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from cluster.manifests.finding import Rules, Said, at, strings, whole
+from cluster.manifests.pods import RUN
 
 REMOTE = r"(s3|gs|abfss|azure|https|file|local)://.+"
 """What Ray takes as the place of a package."""
@@ -124,6 +125,17 @@ def _endpoints(service: Document) -> Said:
         yield f"spec.serveConfigV2.{where}", sentence
 
 
+def _renewed(service: Document) -> Said:
+    """What serves another run is another cluster: in place, the old replica would go before the new one answers."""
+    config = _read(at(service, "spec.serveConfigV2", ""))
+    annotations = "spec.rayClusterConfig.headGroupSpec.template.metadata.annotations"
+    said = at(service, annotations, {}).get(RUN)
+    for where, text in strings(config, "args"):
+        named = re.fullmatch(r"lfm://(.+)/[^/]+", text)
+        if named and named[1] != said:
+            yield annotations, f"{RUN}={said!r}, expected {named[1]!r} as in its {where.rpartition('.')[2]}"
+
+
 def served(config: Document) -> Iterator[tuple[str, str]]:
     """What must hold of a config of Ray Serve."""
     applications = config.get("applications") or []
@@ -148,6 +160,6 @@ JOB_RULES: Rules = {
     "deadlines": _deadlines,
     "package": _environment,
 }
-SERVICE_RULES: Rules = {"endpoints": _endpoints}
+SERVICE_RULES: Rules = {"endpoints": _endpoints, "renewed": _renewed}
 SERVE_RULES: Rules = {"endpoints": served}
 ANY_RULES: Rules = {"written-secrets": _written}

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cluster.manifests.job import Job, named, runtime_env
-from cluster.manifests.pods import FALLBACK, STEPS, resources, template
+from cluster.manifests.pods import FALLBACK, RUN, STEPS, resources, template
 from cluster.manifests.serve import serve_config
 from cluster.profile import GROUP_LABEL, HEAD, MARKET_LABEL, Group, Machine, Profile
 
@@ -38,19 +38,22 @@ def ray_job(profile: Profile, job: Job) -> dict[str, Any]:
         "backoffLimit": RETRIES,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_S,
-        "rayClusterSpec": _cluster(profile),
+        "rayClusterSpec": _cluster(profile, job.run),
     }
     return _document("RayJob", profile, named(job.run, at_most=MAX_JOB), job.labels, spec)
 
 
 def ray_service(profile: Profile, job: Job) -> dict[str, Any]:
-    """A cluster that serves what a run has made, and takes a newer one only once that answers."""
+    """A cluster that serves what a run has made; the one that serves what an older run made goes once this one answers.
+
+    A config that names another run is deployed in place, the old replica first down; another cluster is not.
+    """
     assert job.endpoint is not None, job
     config = serve_config(job.endpoint, store=profile.storage, environment=runtime_env(job.package, profile.pip))
     spec = {
         "serveConfigV2": yaml.safe_dump(config, sort_keys=False),
         "upgradeStrategy": {"type": "NewCluster"},
-        "rayClusterConfig": _cluster(profile),
+        "rayClusterConfig": _cluster(profile, job.run),
     }
     return _document("RayService", profile, named(job.endpoint.name, at_most=MAX_JOB), job.labels, spec)
 
@@ -63,9 +66,10 @@ def _document(
     return {"apiVersion": API, "kind": kind, "metadata": metadata, "spec": dict(spec)}
 
 
-def _cluster(profile: Profile) -> dict[str, Any]:
+def _cluster(profile: Profile, run: str = "") -> dict[str, Any]:
     kind, _, secret = profile.token.partition(":")
     computes = profile.head.steps or not profile.groups
+    about = {STEPS: str(computes).lower(), **({RUN: run} if run else {})}
     spec: dict[str, Any] = {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token", **({"secretName": secret} if kind == "secret" else {})},
@@ -73,7 +77,7 @@ def _cluster(profile: Profile) -> dict[str, Any]:
             "rayStartParams": {"dashboard-host": "0.0.0.0"},
             "resources": resources(profile.head, computes=computes),
             "labels": labels(HEAD, profile.head),
-            "template": template(profile, profile.head, annotations={STEPS: str(computes).lower()}),
+            "template": template(profile, profile.head, annotations=about),
         },
     }
     if not profile.groups:

@@ -84,7 +84,7 @@ def _on_aws(profile: Profile, name: str, machine: Machine) -> dict[str, Any]:
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": disk}],
         "TagSpecifications": [{"ResourceType": "instance", "Tags": [{"Key": GROUP_LABEL, "Value": name}]}],
     }
-    if profile.service_account:
+    if profile.service_account and name != HEAD:  # which has one that may start machines
         made["IamInstanceProfile"] = {"Name": profile.service_account}
     if _spot(machine):
         made["InstanceMarketOptions"] = {"MarketType": "spot"}
@@ -104,7 +104,7 @@ def _on_gcp(profile: Profile, name: str, machine: Machine) -> dict[str, Any]:
         made["scheduling"] |= {"automaticRestart": False, "instanceTerminationAction": "DELETE"}
     if _spot(machine) or machine.gpus:  # neither can be moved to another host
         made["scheduling"] |= {"onHostMaintenance": "TERMINATE"}
-    if profile.service_account:
+    if profile.service_account and name != HEAD:
         made["serviceAccounts"] = [{"email": profile.service_account, "scopes": [*SCOPES]}]
     return made
 

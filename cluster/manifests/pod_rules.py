@@ -12,6 +12,7 @@ from cluster.profile import GROUP_LABEL, HEAD, MARKET_LABEL
 
 LABEL_NAME = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
 LABEL_KEY = rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{LABEL_NAME}"
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_enable_autoscaler_v2", "RAY_REDIS_ADDRESS",
         "REDIS_PASSWORD", "REDIS_USERNAME", "RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES", "RAY_ADDRESS")  # fmt: skip
 """Variables that KubeRay or this project sets, or that would move the driver away from the head."""
@@ -104,9 +105,14 @@ def _resources(group: Group) -> Said:
 
 
 def _labels(group: Group) -> Said:
-    for key, value in at(group.spec, "labels", {}).items():
+    yield from bad_labels(f"{group.where}.labels", at(group.spec, "labels", {}))
+
+
+def bad_labels(where: str, labels: Mapping[str, str]) -> Said:
+    """Every label that Kubernetes would not take."""
+    for key, value in labels.items():
         if not re.fullmatch(LABEL_KEY, str(key)) or not re.fullmatch(f"{LABEL_NAME}?", str(value)):
-            yield f"{group.where}.labels", f"{key!r}: {value!r}, expected what Kubernetes takes as a label"
+            yield where, f"{key!r}: {value!r}, expected what Kubernetes takes as a label"
 
 
 def _group_label(group: Group) -> Said:
@@ -194,7 +200,7 @@ def _variables(group: Group) -> Said:
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield where, f"{name} twice, expected it once"
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        if not re.fullmatch(VARIABLE, name):
             yield where, f"{name!r}, expected a variable's name of letters, digits and '_'"
         if name in OURS:
             yield where, f"{name}, which is not for a profile to set, expected none. Take it out of 'environment'"

@@ -20,8 +20,8 @@ SPOT_NODES = {
 SPOT_TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 UNDISTURBED = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """What keeps those who tidy up nodes from moving a pod."""
-FALLBACK, STEPS = "learn-from-model/fallback", "learn-from-model/steps"
-"""Annotations: the group that stands in for a spot one, and whether steps may compute on the head."""
+FALLBACK, STEPS, RUN = (f"learn-from-model/{name}" for name in ("fallback", "steps", "run"))
+"""Annotations: the group that stands in for a spot one, whether steps may compute on the head, and whose run it is."""
 PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
 
 

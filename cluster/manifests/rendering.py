@@ -1,11 +1,13 @@
 """Profile -> all of its documents, or what keeps it from having any."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from cluster.manifests.job import Job, runtime_env
 from cluster.manifests.kuberay import ray_cluster, ray_job, ray_service
 from cluster.manifests.launcher import launcher
+from cluster.manifests.pod_rules import OURS, VARIABLE, secret
 from cluster.manifests.pods import DRAIN
 from cluster.manifests.rules import broken
 from cluster.manifests.serve import serve_config
@@ -66,14 +68,28 @@ def lacking(profile: Profile) -> Iterator[ProfileError]:
         yield ProfileError("profile", "storage", profile.storage, allowed)
     if any(not path.strip("/") or ":" in path for path in profile.shared):
         yield ProfileError("profile", "shared", profile.shared, "folders below '/', which a container can mount")
-    if DRAIN in profile.environment:
-        yield ProfileError("profile", f"environment.{DRAIN}", profile.environment[DRAIN], "none, but drain_s")
+    yield from _variables(profile)
     if profile.place == "gcp" and not profile.zone:
         yield ProfileError("profile", "zone", "", "the zone, such as europe-west4-a, for place: gcp")
     if profile.place in CLOUDS and not profile.token.startswith("file:"):
         yield ProfileError("profile", "token", profile.token, "file:PATH, which is copied to the machines")
+    if profile.place in CLOUDS and profile.secrets:
+        yield ProfileError("profile", "secrets", profile.secrets, "none outside of Kubernetes")
     machines: dict[str, Machine] = {HEAD: profile.head, **{f"groups.{n}": g for n, g in profile.groups.items()}}
     for name, machine in machines.items():
         if machine.cpus != int(machine.cpus):
             allowed = "a whole number: Ray counts a node's CPUs so"
             yield ProfileError("profile", f"{name}.cpus", machine.cpus, allowed)
+        if profile.place in CLOUDS and machine.node_selector:
+            yield ProfileError("profile", f"{name}.node_selector", machine.node_selector, "none outside of Kubernetes")
+
+
+def _variables(profile: Profile) -> Iterator[ProfileError]:
+    for name, value in profile.environment.items():
+        if not re.fullmatch(VARIABLE, name):
+            yield ProfileError("profile", "environment", name, "names of letters, digits and '_'")
+        elif secret(name):  # so that its value is not repeated
+            allowed = "no secret, but the name of a Kubernetes secret that holds it, under 'secrets'"
+            yield ProfileError("profile", f"environment.{name}", "...", allowed)
+        elif name in (DRAIN, *OURS):
+            yield ProfileError("profile", f"environment.{name}", value, "none: it follows from the rest of the profile")

@@ -174,7 +174,14 @@ def test_a_schema_of_kubernetes_is_made_strict():
         ({"place": "aws", "region": "eu-west-1", "token": "env:T"}, "profile: token='env:T', expected file:PATH"),
         (
             {"environment": {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "9"}},
-            "profile: environment.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S='9', expected none, but drain_s.",
+            "profile: environment.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S='9', expected none: it follows from the rest",
+        ),
+        ({"environment": {"a b": "x"}}, "profile: environment='a b', expected names of letters, digits and '_'."),
+        ({"environment": {"HF_TOKEN": HIDDEN}}, "profile: environment.HF_TOKEN='...', expected no secret"),
+        ({"place": "aws", "region": "eu-west-1", "secrets": ("s",)}, "profile: secrets=('s',), expected none outside"),
+        (
+            {"place": "aws", "region": "eu-west-1", "head": replace(FIELDS["head"], node_selector={"a": "b"})},
+            "profile: head.node_selector={'a': 'b'}, expected none outside of Kubernetes.",
         ),
     ],
 )  # fmt: skip

@@ -8,9 +8,10 @@ import yaml
 from cluster.entrypoint import Entrypoint
 from cluster.manifests.cluster_rules import CLUSTER_RULES
 from cluster.manifests.job import Job, Served
-from cluster.manifests.job_rules import ANY_RULES, JOB_RULES, SERVE_RULES
+from cluster.manifests.job_rules import ANY_RULES, JOB_RULES, SERVE_RULES, SERVICE_RULES
 from cluster.manifests.launcher_rules import LAUNCHER_RULES
 from cluster.manifests.pod_rules import POD_RULES
+from cluster.manifests.pods import RUN
 from cluster.manifests.rendering import documents
 from cluster.manifests.rules import broken
 from cluster.profile import Group, Head, Profile
@@ -85,6 +86,8 @@ BAD = [
     ("head-store", "RayCluster", {"spec.gcsFaultToleranceOptions": {"backend": "rocksdb", "redisAddress": "redis"}}),
     ("head-store", "RayCluster", {"spec.gcsFaultToleranceOptions": {"storage": {"claimName": "gcs"}}}),
     ("queue", "RayJob", {"metadata.labels.kueue.x-k8s.io/queue-name": "gpus"}),
+    ("labels", "RayJob", {"metadata.labels.team": "research and more"}),
+    ("renewed", "RayService", {f"spec.rayClusterConfig.headGroupSpec.template.metadata.annotations.{RUN}": "older"}),
     ("image", "RayCluster", {f"{CPU}.template.spec.containers": []}),
     ("ray-start-labels", "RayCluster", {f"{CPU}.rayStartParams.labels": "a=b"}),
     ("resources-twice", "RayCluster", {f"{CPU}.rayStartParams.num-cpus": "16"}),
@@ -198,7 +201,7 @@ def test_what_is_wrong_is_caught_by_its_rule(rule, kind, changes):
 
 
 def test_every_rule_has_a_document_that_breaks_it():
-    every = {*CLUSTER_RULES, *POD_RULES, *JOB_RULES, *SERVE_RULES, *LAUNCHER_RULES, *ANY_RULES}
+    every = {*CLUSTER_RULES, *POD_RULES, *JOB_RULES, *SERVE_RULES, *SERVICE_RULES, *LAUNCHER_RULES, *ANY_RULES}
     assert every == {rule for rule, _, _ in BAD}
 
 
