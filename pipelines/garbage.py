@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import processes
+from cluster import processes
 from pipelines.ancestry import results
 from pipelines.lineage import history, written
 from pipelines.storage.base import MANIFEST, Entry, Storage, at_once, owner, remove

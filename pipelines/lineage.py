@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 from lfm.errors import LfmError
-from pipelines import processes
+from cluster import processes
 from pipelines.faults import reached
-from pipelines.processes import BEAT_S, LEASE_S
+from cluster.processes import BEAT_S, LEASE_S
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 

@@ -21,7 +21,7 @@ from pipelines.leases import Leases
 from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
-from pipelines.processes import LEASE_S
+from cluster.processes import LEASE_S
 from pipelines.schedule import (
     Finish,
     Progress,

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 from lfm.errors import LfmError
-from pipelines import processes
+from cluster import processes
 
 MANIFEST = "manifest.json"
 

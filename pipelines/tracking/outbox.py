@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lfm.errors import LfmError
-from pipelines import processes
+from cluster import processes
 from pipelines.credentials import check_uri
 from pipelines.storage.base import Storage
 from pipelines.store import canonical
