@@ -11,10 +11,10 @@ from typing import Any
 
 def main(address: str) -> None:
     """Print nodes and jobs of the cluster whose head is at `address`."""
-    from ray._raylet import GcsClient
+    import ray
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    client = GcsClient(address=address)
+    client = ray._raylet.GcsClient(address=address)
     now = get_cluster_status(address, timeout=30)
     idle = {
         n.node_id: n.resource_usage.idle_time_ms / 1000
@@ -22,7 +22,7 @@ def main(address: str) -> None:
         if n.resource_usage is not None
     }
     nodes = [_node(n, idle) for n in client.get_all_node_info(timeout=30).values()]
-    jobs = [_job(j) for j in client.get_all_job_info().values() if not j.config.ray_namespace.startswith("_ray_")]
+    jobs = [_job(j) for j in client.get_all_job_info(skip_is_running_tasks_field=True).values() if _a_users(j)]
     sys.stdout.write(json.dumps({"time": time.time(), "nodes": nodes, "jobs": jobs}))
 
 
@@ -40,6 +40,10 @@ def _node(info: Any, idle: dict[str, float]) -> dict[str, Any]:
         "gpus": has.get("GPU", 0.0),
         "idle_s": idle.get(name, 0.0),
     }
+
+
+def _a_users(info: Any) -> bool:
+    return not info.config.ray_namespace.startswith("_ray_internal_")
 
 
 def _job(info: Any) -> dict[str, Any]:

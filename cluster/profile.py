@@ -13,10 +13,13 @@ Place = Literal["local", "address", "kuberay", "aws", "gcp"]
 PLACES: tuple[Place, ...] = get_args(Place)
 CLOUDS: tuple[Place, ...] = ("aws", "gcp")
 GIB = 1 << 30
+IDLE_S = 60.0
 HEAD = "head"
 """What the head's node group is called everywhere; no group of a profile may be."""
 GROUP_LABEL, MARKET_LABEL = "ray.io/node-group", "ray.io/market-type"
 """The labels of Ray that say of a node to which group it belongs, and whether it may be taken away."""
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+"""The one that says what its GPUs are."""
 NAME = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 MAX_NAME = 40  # what KubeRay puts behind a cluster's name has to fit into 63 characters too
 
@@ -118,7 +121,7 @@ class Group(Machine):
     max_nodes: int = 1
     market: Literal["on-demand", "spot"] = "on-demand"
     fallback: str = ""
-    idle_timeout_s: float = 60.0
+    idle_timeout_s: float = IDLE_S
 
     def __post_init__(self) -> None:
         Machine.__post_init__(self)
@@ -226,9 +229,19 @@ class Profile(_Checked):
         """How many machines there can be, the head among them."""
         return 1 + sum(g.max_nodes for g in self.groups.values())
 
+    @property
+    def head_computes(self) -> bool:
+        """Whether steps may compute on the head: where it says so, or is all there is."""
+        return self.head.steps or not self.groups
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds after which a cluster that nobody uses is idle: those of its most patient group."""
+        return max((g.idle_timeout_s for g in self.groups.values()), default=IDLE_S)
+
     def capacity(self) -> Capacity:
         """What there is for steps when every group is as large as it may be."""
-        nodes = [self.head.node()] if self.head.steps or not self.groups else []
+        nodes = [self.head.node()] if self.head_computes else []
         return Capacity.of((*nodes, *(g.node() for g in self.groups.values() for _ in range(g.max_nodes))))
 
     def readable(self, uri: str) -> bool:

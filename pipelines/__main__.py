@@ -144,17 +144,21 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          STORE, ADDRESS, MLFLOW, JSON, DETACH, AS],
     ),
     "cluster": (
-        "write a profile to begin with, or the documents that make a cluster of one",
+        "write a profile to begin with, print its documents, or start, look at and end its cluster",
         "lfm cluster init profile.yaml --place kuberay",
-        [("action", {"choices": ["init", "render"],
+        [("action", {"choices": ["init", "render", "up", "down", "status"],
                      "help": "init: write a commented profile; render: print the documents for Kubernetes or for "
-                             "Ray's launcher, with a pipeline those that run and serve it"}),
+                             "Ray's launcher, with a pipeline those that run and serve it; up, down: start and end a "
+                             "cluster of this machine or a cloud; status: nodes, jobs, hours and cost so far"}),
          ("profile", {"nargs": "?", "default": "", "help": "a profile's .yaml file (init without one prints it)"}),
          ("pipeline", {"nargs": "?", "default": "", "help": PIPELINE[1]["help"]}),
          ("--place", {"choices": ["local", "address", "kuberay", "aws", "gcp"], "default": "kuberay",
                       "help": "init: where pipelines are to run (default: kuberay)"}),
          ("--kind", {"default": "", "metavar": "KIND",
                      "help": "render: only this document, such as RayJob or RayService"}),
+         ("--yes", {"action": "store_true", "help": "down: do not ask"}),
+         ("--when-idle", {"action": "store_true",
+                          "help": "down: wait until no job runs and nothing was used for the groups' idle_timeout_s"}),
          SET, UNTIL, MLFLOW, *LIMITS, JSON],
     ),
     "why": (

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import processes
-from pipelines.faults import reached
 from cluster.processes import BEAT_S, LEASE_S
+from pipelines.faults import reached
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 

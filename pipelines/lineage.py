@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from lfm.errors import LfmError
 from cluster import processes
-from pipelines.faults import reached
 from cluster.processes import BEAT_S, LEASE_S
+from lfm.errors import LfmError
+from pipelines.faults import reached
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 

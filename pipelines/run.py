@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.capacity import Capacity
 from cluster.pool import Pool
+from cluster.processes import LEASE_S
 from operators.artifact import KINDS, Artifact, Deployment
 from operators.sharing.notices import recall
 from pipelines import stops
@@ -21,7 +22,6 @@ from pipelines.leases import Leases
 from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
-from cluster.processes import LEASE_S
 from pipelines.schedule import (
     Finish,
     Progress,

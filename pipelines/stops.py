@@ -4,7 +4,7 @@ It stays until somebody wants the run to go on: a job that is retried by itself 
 """
 
 from lfm.errors import LfmError
-from pipelines import processes
+from cluster import processes
 from pipelines.storage.base import Storage
 from pipelines.store import canonical
 

@@ -18,7 +18,7 @@ from pipelines.findings import endpoints
 from pipelines.following import LOOK_S
 from pipelines.limits import DRAIN_S
 from pipelines.lineage import Event, driver, find_run, history, states, status
-from pipelines.processes import LEASE_S
+from cluster.processes import LEASE_S
 from pipelines.storage.base import Storage
 
 GOING_ON = ("running", "serving")

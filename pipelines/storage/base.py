@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
-from lfm.errors import LfmError
 from cluster import processes
+from lfm.errors import LfmError
 
 MANIFEST = "manifest.json"
 

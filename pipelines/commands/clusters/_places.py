@@ -1,0 +1,56 @@
+"""What the actions of `lfm cluster` share: where records are, who is asked, and what they refuse."""
+
+import os
+import sys
+from pathlib import Path
+
+from cluster.machines import located
+from cluster.profile import Profile
+from cluster.seen import Seen, look
+from cluster.tokens import authenticated
+from lfm.errors import LfmError
+from pipelines.storage.base import cache
+
+
+class WrongPlace(LfmError, ValueError):
+    """An action that is not for clusters of the profile's place."""
+
+    def __init__(self, action: str, place: str, fix: str) -> None:
+        super().__init__(action, place, fix)
+        self.action, self.place, self.fix = action, place, fix
+
+    def __str__(self) -> str:
+        return f"lfm cluster {self.action}: the profile's place is {self.place!r}, expected another one. {self.fix}"
+
+
+class NobodyToAsk(LfmError, RuntimeError):
+    """A question without a terminal."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__(question)
+        self.question = question
+
+    def __str__(self) -> str:
+        return f"{self.question}: there is no terminal to ask at, expected --yes. Say it if you mean it."
+
+
+def records() -> Path:
+    """Where it is written down what runs on this machine."""
+    return cache() / "clusters"
+
+
+def confirmed(question: str) -> bool:
+    """Whether somebody says yes.
+
+    Raises:
+        NobodyToAsk: Nobody is there.
+    """
+    if not sys.stdin.isatty():
+        raise NobodyToAsk(question)
+    return input(f"{question}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def looked(profile: Profile) -> tuple[Profile, Seen]:
+    """What is seen of a cluster that this machine reaches, and its profile with where that is."""
+    there = located(profile, records())
+    return there, look(there.address, authenticated(os.environ, there.token))
