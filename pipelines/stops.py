@@ -3,8 +3,8 @@
 It stays until somebody wants the run to go on: a job that is retried by itself finds it, and leaves the run alone.
 """
 
-from lfm.errors import LfmError
 from cluster import processes
+from lfm.errors import LfmError
 from pipelines.storage.base import Storage
 from pipelines.store import canonical
 

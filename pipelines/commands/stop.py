@@ -10,6 +10,7 @@ import psutil
 
 from cluster.connect import cluster
 from cluster.jobs import GOES_ON, Jobs, attempt
+from cluster.processes import LEASE_S
 from cluster.profile import Profile
 from operators.serving import take_down
 from pipelines import stops
@@ -18,7 +19,6 @@ from pipelines.findings import endpoints
 from pipelines.following import LOOK_S
 from pipelines.limits import DRAIN_S
 from pipelines.lineage import Event, driver, find_run, history, states, status
-from cluster.processes import LEASE_S
 from pipelines.storage.base import Storage
 
 GOING_ON = ("running", "serving")
