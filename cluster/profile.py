@@ -239,10 +239,17 @@ class Profile(_Checked):
         """Seconds after which a cluster that nobody uses is idle: those of its most patient group."""
         return max((g.idle_timeout_s for g in self.groups.values()), default=IDLE_S)
 
+    @property
+    def grows(self) -> bool:
+        """Whether somebody brings the machines that are asked for: nobody does where all are processes of one."""
+        return self.place != "local"
+
     def capacity(self) -> Capacity:
-        """What there is for steps when every group is as large as it may be."""
+        """What there is for steps when every group is as large as it may become."""
         nodes = [self.head.node()] if self.head_computes else []
-        return Capacity.of((*nodes, *(g.node() for g in self.groups.values() for _ in range(g.max_nodes))))
+        for group in self.groups.values():
+            nodes += [group.node()] * (group.max_nodes if self.grows else group.min_nodes)
+        return Capacity.of(nodes)
 
     def readable(self, uri: str) -> bool:
         """Whether every machine can read what lies at a location: a path, or a URI."""

@@ -116,7 +116,7 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "resume": (
         "go on with a run that was interrupted or failed",
         "lfm resume last",
-        [RUN, STORE, ADDRESS, MLFLOW, JSON],
+        [RUN, STORE, ADDRESS, CLUSTER, MLFLOW, JSON],
     ),
     "stop": ("end a run that is going on, on this machine or another", "lfm stop last", [RUN, STORE, CLUSTER]),
     "ps": ("list runs", "lfm ps", [STORE, CLUSTER, JSON]),

@@ -22,6 +22,7 @@ from pipelines.limits import Budget, Limits, Spent, spent
 from pipelines.lineage import Event, Journal, begun, history, new_run, states
 from pipelines.plan import Plan, of_run
 from pipelines.printing import Unwritten, logged
+from pipelines.profiles import reached
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
 from pipelines.storage.base import Storage
@@ -49,6 +50,8 @@ def act(arguments: Namespace) -> int:
     if arguments.max_cost and profile is None:
         raise NoPrices(arguments.max_cost)
     made, storage = read_plan(arguments, forced=forced, profile=profile)
+    if profile is not None and arguments.address == "local":
+        arguments.address = reached(profile).address
     return begin(made, storage, arguments, forced=forced, retries=arguments.retries, profile=profile)
 
 
@@ -155,7 +158,7 @@ def drive_to_end(
             made,
             Store(storage),
             journal,
-            connect=partial(opened, arguments.address),
+            connect=partial(opened, arguments.address, profile.capacity() if profile and profile.grows else None),
             stays=arguments.address == "local",
             forced=forced,
             retries=retries,

@@ -10,6 +10,7 @@ import psutil
 
 from cluster.connect import cluster
 from cluster.jobs import GOES_ON, Jobs, attempt
+from cluster.machines import located
 from cluster.processes import LEASE_S
 from cluster.profile import Profile
 from operators.serving import take_down
@@ -19,6 +20,7 @@ from pipelines.findings import endpoints
 from pipelines.following import LOOK_S
 from pipelines.limits import DRAIN_S
 from pipelines.lineage import Event, driver, find_run, history, states, status
+from pipelines.profiles import records
 from pipelines.storage.base import Storage
 
 GOING_ON = ("running", "serving")
@@ -67,7 +69,7 @@ def _forced(name: str, profile: Profile | None) -> int:
     if profile is None:
         print(f"run {name}: its driver lives and does not end, expected it to. Name its cluster with --cluster.")
         return 1
-    jobs = Jobs(profile)
+    jobs = Jobs(located(profile, records()))
     for number, state in jobs.of_run(name).items():
         if state in GOES_ON:
             jobs.stop(attempt(name, number))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster.jobs import GOES_ON, Jobs, NoDashboard, Versions, taken
+from cluster.machines import located
 from cluster.package import Package, uri_of
 from lfm.errors import LfmError
 from pipelines import stops
@@ -15,7 +16,7 @@ from pipelines.following import drivers, follow
 from pipelines.interrupts import INTERRUPTED
 from pipelines.lineage import Event, history, lives, states
 from pipelines.plan import Plan
-from pipelines.profiles import read_profile
+from pipelines.profiles import read_profile, records
 from pipelines.storage.base import Storage
 from pipelines.submission import entrypoint, key_of, packed, run_of
 from pipelines.tracking.outbox import tracking
@@ -44,7 +45,7 @@ def act(arguments: Namespace) -> int:
     made, storage = read_plan(arguments, profile=profile)
     if arguments.mlflow or profile.mlflow:
         tracking(arguments.mlflow or profile.mlflow, storage)  # says what is wrong with it before anything travels
-    jobs = Jobs(profile)
+    jobs = Jobs(located(profile, records()))
     Versions.here().check(profile.name, jobs.versions())
     key = key_of({n: described(made, n) for n in made.steps}, inputs_of(made), profile)
     run = run_of(storage, key, made.spec.name)

@@ -1,15 +1,14 @@
-"""What the actions of `lfm cluster` share: where records are, who is asked, and what they refuse."""
+"""What the actions of `lfm cluster` share: who is asked, what is seen, and what they refuse."""
 
 import os
 import sys
-from pathlib import Path
 
 from cluster.machines import located
 from cluster.profile import Profile
 from cluster.seen import Seen, look
 from cluster.tokens import authenticated
 from lfm.errors import LfmError
-from pipelines.storage.base import cache
+from pipelines.profiles import records
 
 
 class WrongPlace(LfmError, ValueError):
@@ -32,11 +31,6 @@ class NobodyToAsk(LfmError, RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.question}: there is no terminal to ask at, expected --yes. Say it if you mean it."
-
-
-def records() -> Path:
-    """Where it is written down what runs on this machine."""
-    return cache() / "clusters"
 
 
 def confirmed(question: str) -> bool:

@@ -6,8 +6,8 @@ from argparse import Namespace
 from cluster.machines import NotUp, down
 from cluster.profile import Profile
 from cluster.seen import NoAnswer
-from pipelines.commands.clusters._places import WrongPlace, confirmed, looked, records
-from pipelines.profiles import read_profile
+from pipelines.commands.clusters._places import WrongPlace, confirmed, looked
+from pipelines.profiles import read_profile, records
 
 LOOK_S = 5.0  # how often it is looked whether somebody still uses it
 

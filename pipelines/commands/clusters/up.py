@@ -5,8 +5,8 @@ from argparse import Namespace
 from cluster.machines import located, up
 from cluster.profile import Profile
 from pipelines.commands._output import printed
-from pipelines.commands.clusters._places import WrongPlace, records
-from pipelines.profiles import read_profile
+from pipelines.commands.clusters._places import WrongPlace
+from pipelines.profiles import read_profile, records
 
 
 def act(arguments: Namespace) -> int:
