@@ -193,6 +193,8 @@ def _brought_up(profile: Profile, found: Record, records: Path) -> list[str]:
         **SETTINGS,
         **profile.environment,
         MARK: found.folder,
+        # A job's 'python' is this one.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
     }
     environment.pop("RAY_ADDRESS", None)
     _write(records, found)
