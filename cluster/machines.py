@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from cluster import processes
 from cluster.connect import SETTINGS
 from cluster.home import MARK, end, short_place
-from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD, MARKET_LABEL, Group, Machine, Profile
+from cluster.manifests.kuberay import labels
+from cluster.profile import HEAD, Machine, Profile
 from cluster.tokens import authenticated, made_token
 from lfm.errors import LfmError
 
@@ -244,17 +245,13 @@ def _where(profile: Profile, found: Record, node: _Node) -> list[str]:
 def _words(node: _Node) -> list[str]:
     """What Ray is told of one machine."""
     machine = node.machine
-    labels = {**machine.labels, GROUP_LABEL: node.group}
-    labels[MARKET_LABEL] = machine.market if isinstance(machine, Group) else "on-demand"
-    if machine.accelerator:
-        labels[ACCELERATOR_LABEL] = machine.accelerator
     return [
         f"--node-name={node.name}",
         f"--num-cpus={node.cpus}",
         f"--num-gpus={machine.gpus}",
         f"--memory={int(machine.memory)}",
         f"--object-store-memory={max(LEAST_STORE, int(machine.memory * STORE_SHARE))}",
-        f"--labels={','.join(f'{k}={v}' for k, v in sorted(labels.items()))}",
+        f"--labels={','.join(f'{k}={v}' for k, v in sorted(labels(node.group, machine).items()))}",
         "--min-worker-port=0",
         "--max-worker-port=0",
         "--dashboard-agent-listen-port=0",
