@@ -37,14 +37,14 @@ STORE_SHARE, LEAST_STORE = 0.1, 80 << 20  # of a node's memory for Ray's objects
 
 
 class NotUp(LfmError, LookupError):
-    """A profile whose cluster is not up on this machine."""
+    """A profile whose cluster is not up."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
 
     def __str__(self) -> str:
-        return f"cluster {self.name!r}: it is not up on this machine, expected it to be. Start it with lfm cluster up."
+        return f"cluster {self.name!r}: it is not up, expected it to be. Start it with lfm cluster up."
 
 
 class OtherCluster(LfmError, RuntimeError):

@@ -1,11 +1,14 @@
 """A pipeline on a cluster that grows with what its steps ask for, under Ray's real autoscaler."""
 
+import inspect
+import json
 import subprocess
 import sys
 import time
 
 import pytest
 
+from cluster import look as look_module
 from cluster.seen import look
 from pipelines.__main__ import main
 from pipelines.lineage import history, runs
@@ -78,6 +81,9 @@ def test_each_group_comes_when_a_step_asks_for_it_and_goes_when_none_does(writte
         while sum(n.alive for n in now.nodes) > 1:
             assert time.monotonic() < until, now
             now = look(address, environment)
+        alone = [sys.executable, "-c", inspect.getsource(look_module), address]  # as the head of a cloud is asked
+        asked = subprocess.run(alone, env=environment, cwd="/", check=True, capture_output=True, text=True)
+        assert {n["group"] for n in json.loads(asked.stdout)["nodes"]} == {"head", *GROUPS}
 
     # Each was there once, for its own step, and has gone: what the cluster has seen.
     assert sorted(n.group for n in now.nodes) == sorted(("head", *GROUPS))

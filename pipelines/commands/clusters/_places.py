@@ -3,8 +3,9 @@
 import os
 import sys
 
+from cluster import launched
 from cluster.machines import located
-from cluster.profile import Profile
+from cluster.profile import CLOUDS, Profile
 from cluster.seen import Seen, look
 from cluster.tokens import authenticated
 from lfm.errors import LfmError
@@ -45,6 +46,8 @@ def confirmed(question: str) -> bool:
 
 
 def looked(profile: Profile) -> tuple[Profile, Seen]:
-    """What is seen of a cluster that this machine reaches, and its profile with where that is."""
+    """What is seen of a cluster, and its profile with where that is."""
+    if profile.place in CLOUDS:
+        return profile, launched.looked(profile)
     there = located(profile, records())
     return there, look(there.address, authenticated(os.environ, there.token))

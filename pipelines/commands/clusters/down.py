@@ -2,7 +2,9 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Callable
 
+from cluster import launched
 from cluster.machines import NotUp, down
 from cluster.profile import Profile
 from cluster.seen import NoAnswer
@@ -17,7 +19,9 @@ def act(arguments: Namespace) -> int:
     profile = read_profile(arguments.profile)
     match profile.place:
         case "local":
-            return _local(profile, arguments)
+            return _ended(profile, arguments, lambda: down(profile.name, records()))
+        case "aws" | "gcp":
+            return _ended(profile, arguments, lambda: launched.down(profile))
         case "kuberay":
             fix = f"'lfm cluster render {arguments.profile} | kubectl delete -f -' ends it."
         case _:
@@ -25,13 +29,12 @@ def act(arguments: Namespace) -> int:
     raise WrongPlace("down", profile.place, fix)
 
 
-def _local(profile: Profile, arguments: Namespace) -> int:
+def _ended(profile: Profile, arguments: Namespace, end: Callable[[], bool]) -> int:
     if not arguments.yes and not confirmed(f"end cluster {profile.name!r}{_busy(profile)}"):
         return 1
     if arguments.when_idle:
         _wait_until_idle(profile)
-    ended = down(profile.name, records())
-    print(f"cluster {profile.name} is down" if ended else f"cluster {profile.name} was not up")
+    print(f"cluster {profile.name} is down" if end() else f"cluster {profile.name} was not up")
     return 0
 
 

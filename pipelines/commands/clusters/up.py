@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from cluster import launched
 from cluster.machines import located, up
 from cluster.profile import Profile
 from pipelines.commands._output import printed
@@ -15,6 +16,8 @@ def act(arguments: Namespace) -> int:
     match profile.place:
         case "local":
             return _local(profile, arguments)
+        case "aws" | "gcp":
+            return _launched(profile, arguments)
         case "kuberay":
             fix = f"'lfm cluster render {arguments.profile} | kubectl apply -f -' starts it."
         case _:
@@ -31,4 +34,13 @@ def _local(profile: Profile, arguments: Namespace) -> int:
     print(f"started {', '.join(started)}" if started else "all of it was up already")
     print(f"run on it: lfm run PIPELINE --cluster {arguments.profile}")
     print(f"end it:    lfm cluster down {arguments.profile}")
+    return 0
+
+
+def _launched(profile: Profile, arguments: Namespace) -> int:
+    launched.up(profile)
+    if arguments.json:
+        return printed({"name": profile.name})
+    print(f"cluster {profile.name} is up: its head costs {profile.head.price_per_hour:g} {profile.currency} an hour")
+    print(f"end it: lfm cluster down {arguments.profile} (with --when-idle once nobody uses it; Ray never ends a head)")
     return 0
