@@ -184,6 +184,11 @@ class Jobs:
             time.sleep(ASK_S)
         return state
 
+    def began(self, job: str) -> float:
+        """When it was submitted, in seconds since 1970 by the head's clock; 0 where nobody knows."""
+        info = self._info(job)
+        return (info.start_time or 0) / 1000 if info is not None else 0.0
+
     def why(self, job: str) -> str:
         """What Ray says of its end, or of what it waits for, in a line."""
         info = self._info(job)
@@ -244,17 +249,23 @@ def due(attempts: Mapping[int, State]) -> tuple[int, bool]:
     return (last, True) if attempts.get(last) in GOES_ON else (last + 1, False)
 
 
-def taken(jobs: Jobs, run: str, start: Callable[[str], bool]) -> tuple[str, bool]:
+def taken(
+    jobs: Jobs, run: str, start: Callable[[str], bool], *, over: Callable[[str], bool] = lambda job: False
+) -> tuple[str, bool]:
     """The job that goes on for a run, and whether it is this call that has started it.
 
     Args:
         jobs: Where.
         run: Its name.
         start: Submits the job of a name; False where somebody else was faster, who is then followed.
+        over: Whether a job that goes on has nothing left to do but to end, which is waited for.
     """
     while True:
         number, there = due(jobs.of_run(run))
         job = attempt(run, number)
+        if there and over(job):
+            jobs.ended(job)
+            continue
         if there:
             return job, False
         if start(job):

@@ -272,12 +272,12 @@ class _Driver:
         """Have the steps that run keep what they have, as where their machines go, and hear of those that are done."""
         if not self.attempts:
             return
-        recall()
         until = time.monotonic() + self.budget.drain_s
-        while self.attempts and time.monotonic() < until:
-            ended = self._finished()
-            self._record([e for e in ended if e.data.get("class") != Failure.PREEMPTION.value])
-            self._beat()
+        with recall():
+            while self.attempts and time.monotonic() < until:
+                ended = self._finished()
+                self._record([e for e in ended if e.data.get("class") != Failure.PREEMPTION.value])
+                self._beat()
 
     def _beat(self) -> None:
         """Say that this run lives; a storage that refuses that ends it only when others may have taken it for dead."""

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lfm.errors import LfmError
@@ -72,11 +74,16 @@ class Notices:
         return self._leaving
 
 
-def recall() -> None:
-    """Have every process that works for this driver hear that it is leaving: it keeps what it has, and ends."""
+@contextmanager
+def recall() -> Iterator[None]:
+    """Meanwhile every process that works for this driver hears that it is leaving: it keeps what it has, and ends."""
     from ray.experimental import internal_kv
 
     internal_kv._internal_kv_put(_recall_key(), b"1")
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_del(_recall_key())
 
 
 def _recalled() -> bool:

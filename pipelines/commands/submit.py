@@ -52,6 +52,11 @@ def act(arguments: Namespace) -> int:
     words = entrypoint(arguments, made, profile, storage, run)
     before = len(drivers(storage, run))
 
+    def over(job: str) -> bool:
+        """Whether the run's end, which its driver wrote with the same clock, is this job's."""
+        own = drivers(storage, run)
+        return bool(own) and own[-1][-1].kind == "finished" and own[-1][-1].time > jobs.began(job)
+
     def start(job: str) -> bool:
         package = packed(arguments.pipeline, arguments.cluster, made)
         _uploaded(storage, package)
@@ -61,7 +66,7 @@ def act(arguments: Namespace) -> int:
             job, str(words), package=uri_of(storage.uri, package.key), metadata={"lfm.run": run, **labels}
         )
 
-    job, new = taken(jobs, run, start)
+    job, new = taken(jobs, run, start, over=over)
     if not new and before and drivers(storage, run)[-1][-1].kind != "finished":
         before -= 1  # what it has written down already is news here
     _say(f"run {run}: {'submitted' if new else 'goes on already'} as job {job} on cluster {profile.name}")
