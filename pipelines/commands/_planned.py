@@ -3,6 +3,8 @@
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cluster.capacity import Capacity, here
@@ -72,7 +74,9 @@ def read_plan(
 
 def _unreadable(profile: Profile, mlflow: str, draft: Draft) -> list[Problem]:
     """What the profile's machines could not read; of what the pipeline does not say, the profile has to be changed."""
-    found = unreadable(profile, store=profile.storage, mlflow=mlflow, inputs=draft.spec.inputs)
+    paths = {n: str(Path(a.uri).expanduser().absolute()) for n, a in draft.spec.inputs.items() if "://" not in a.uri}
+    inputs = {n: replace(a, uri=paths.get(n, a.uri)) for n, a in draft.spec.inputs.items()}
+    found = unreadable(profile, store=profile.storage, mlflow=mlflow, inputs=inputs)
     return [p if p.path[0] == "inputs" else Problem(("--cluster",), p.sentence) for p in found]
 
 
