@@ -129,12 +129,7 @@ class Jobs:
         return Versions(**json.loads(lines[-1]))
 
     def submit(
-        self,
-        job: str,
-        entrypoint: str,
-        *,
-        package: str = "",
-        metadata: Mapping[str, str] | None = None,
+        self, job: str, entrypoint: str, *, package: str = "", metadata: Mapping[str, str] | None = None
     ) -> bool:
         """Hand a job over.
 
@@ -152,13 +147,29 @@ class Jobs:
             environment = {"working_dir": package, "env_vars": dict(self.profile.environment)}
             if self.profile.pip:
                 environment["pip"] = list(self.profile.pip)
+        return self._submitted(job, entrypoint, environment, metadata or {})
+
+    def submit_beside(self, other: str, job: str, entrypoint: str) -> bool:
+        """The same with the package and all else that another job was given.
+
+        Raises:
+            JobRefused: The cluster does not know that one any more.
+        """
+        info = self._info(other)
+        if info is None:
+            raise JobRefused(other, "it does not know it")
+        return self._submitted(job, entrypoint, info.runtime_env or {}, info.metadata or {})
+
+    def _submitted(
+        self, job: str, entrypoint: str, environment: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> bool:
         with self._answered():
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=job,
-                    runtime_env=environment,
-                    metadata=dict(metadata or {}),
+                    runtime_env=dict(environment),
+                    metadata=dict(metadata),
                 )
             except RuntimeError as error:
                 if "already exists" in str(error):
@@ -201,6 +212,10 @@ class Jobs:
                 return str(self._client.get_job_logs(job))
             except RuntimeError:
                 return ""
+
+    def last_words(self, job: str) -> str:
+        """The last line of that; where there is none, what Ray says."""
+        return self.log(job).strip().rpartition("\n")[2] or self.why(job)
 
     def stop(self, job: str) -> None:
         """Have its process end: it gets SIGTERM, and three seconds later SIGKILL."""

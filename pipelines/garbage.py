@@ -25,7 +25,10 @@ from pipelines.store import Result, Store, canonical
 COMMIT_S = 3600  # how long after an artifact the result that names it may come
 SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
 BATCH = 16  # how much goes between two looks at who has begun meanwhile
-OWN = {"artifacts", "checkpoints", "leases", "locks", "quarantine", "results", "runs", "scratch"}
+OWN = {
+    *("artifacts", "checkpoints", "leases", "locks", "packages", "quarantine", "results", "runs", "scratch"),
+    "submissions",
+}
 """Folders of the store that this file knows; JSON in any other one refers to what it names."""
 
 

@@ -1,6 +1,7 @@
 """`lfm stop`: end a run and its endpoints."""
 
 import os
+import shlex
 import signal
 import time
 from argparse import Namespace
@@ -31,28 +32,25 @@ def act(arguments: Namespace) -> int:
 
     One of this machine gets SIGTERM. One of another finds in the store that it is to end.
     """
-    storage = storage_in(arguments)
+    storage, profile = storage_in(arguments), profile_in(arguments)
     name = find_run(storage, arguments.run)
     events = history(storage, name)
     pid = driver(storage, name)
-    if pid is None and status(storage, name, events) in GOING_ON:
-        return _elsewhere(storage, name, profile_in(arguments))
+    elsewhere = pid is None and status(storage, name, events) in GOING_ON
     if pid is not None and not _ended(name, pid):
         return 1
-    left = _left_up(events)
-    if left:
-        with cluster(events[0].data["address"]):
-            for endpoint in left:
-                take_down(endpoint["name"], endpoint["model"])
-    if pid is None and not left:
-        print(f"run {name} is not going on")
-    else:
-        print(f"run {name} stopped")
+    if elsewhere and not _ended_elsewhere(storage, name, profile):
+        return 1
+    left = _left_up(history(storage, name))
+    if left and not _taken_down(left, events[0].data["address"], name, storage, profile):
+        return 1
+    going_on = pid is not None or elsewhere or left
+    print(f"run {name} stopped" if going_on else f"run {name} is not going on")
     return 0
 
 
-def _elsewhere(storage: Storage, name: str, profile: Profile | None) -> int:
-    """Have a driver of another machine end its run; with a profile its job is ended where it does not answer."""
+def _ended_elsewhere(storage: Storage, name: str, profile: Profile | None) -> bool:
+    """Whether a driver of another machine has ended; with a profile its job is ended where it does not answer."""
     stops.ask(storage, name)
     drain_s = DRAIN_S if profile is None else profile.drain_s
     print(f"run {name}: its driver was asked to end, for which it has {drain_s:.0f} s", flush=True)
@@ -61,20 +59,36 @@ def _elsewhere(storage: Storage, name: str, profile: Profile | None) -> int:
         if time.monotonic() > until:
             return _forced(name, profile)
         time.sleep(LOOK_S)
-    print(f"run {name} stopped")
-    return 0
+    return True
 
 
-def _forced(name: str, profile: Profile | None) -> int:
+def _forced(name: str, profile: Profile | None) -> bool:
     if profile is None:
         print(f"run {name}: its driver lives and does not end, expected it to. Name its cluster with --cluster.")
-        return 1
+        return False
     jobs = Jobs(located(profile, records()))
     for number, state in jobs.of_run(name).items():
         if state in GOES_ON:
             jobs.stop(attempt(name, number))
     print(f"run {name}: its job was ended, because its driver did not answer")
-    return 0
+    return True
+
+
+def _taken_down(left: list[Any], address: str, name: str, storage: Storage, profile: Profile | None) -> bool:
+    """Whether endpoints that a run has left up are down: a cluster that is not reached from here does it itself."""
+    if profile is None or address != "auto":
+        with cluster(address):
+            for endpoint in left:
+                take_down(endpoint["name"], endpoint["model"])
+        return True
+    jobs = Jobs(located(profile, records()))
+    job = f"{name}-stop-{os.urandom(4).hex()}"
+    words = ("python", "-m", "pipelines", "stop", name, "--store", storage.uri)
+    jobs.submit_beside(attempt(name, max(jobs.of_run(name), default=0)), job, shlex.join(words))
+    if jobs.ended(job) == "succeeded":
+        return True
+    print(f"run {name}: job {job!r} did not take its endpoints down and said {jobs.last_words(job)!r}, expected it to.")
+    return False
 
 
 def _ended(name: str, pid: int) -> bool:

@@ -111,7 +111,7 @@ def _ended(run: str, job: str, seen: Sequence[Event], storage: Storage, made: Pl
 
 def _last_words(jobs: Jobs, job: str) -> str:
     try:
-        return jobs.log(job).strip().rpartition("\n")[2] or jobs.why(job)
+        return jobs.last_words(job)
     except NoDashboard:
         return "nothing, for its cluster does not answer"
 

@@ -34,7 +34,7 @@ class FakeJobs:
     """Takes jobs; `driven` does what a job's driver would."""
 
     def __init__(self):
-        self.states, self.told, self.log_text = {}, {}, "no such package"
+        self.states, self.told = {}, {}
         self.there = Versions.here()
         self.driven = lambda words: "running"
 
@@ -59,8 +59,8 @@ class FakeJobs:
     def ended(self, job):
         self.states[job] = "succeeded"
 
-    def log(self, job):
-        return self.log_text
+    def last_words(self, job):
+        return "no such package"
 
 
 @pytest.fixture
