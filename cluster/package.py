@@ -6,7 +6,9 @@ has to hold what that imports. It is named by what is in it, so that the same co
 
 import hashlib
 import io
+import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 from lfm.errors import LfmError
 
 FOLDERS = ("lfm", "operators", "cluster", "pipelines")
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what the job was given
 TOP = "package"  # of what Ray fetches by a URI it takes the one top folder away
 MAX_BYTES = 64 << 20
 SHOWN = 5
@@ -96,6 +99,13 @@ def packaged(root: Path, own: Mapping[str, bytes], *, version: str, max_bytes: i
 def uri_of(store: str, key: str) -> str:
     """A package's URI for Ray, by the store that it lies in: a folder, or ``s3://bucket/prefix``."""
     return f"{store}/{key}" if "://" in store else (Path(store) / key).as_uri()
+
+
+def package_here() -> str:
+    """The digest of the package that this process's job was given; empty where it was given none."""
+    told = json.loads(os.environ.get(JOB, "{}")).get("runtime_env") or {}
+    found = re.search(r"/packages/([0-9a-f]{64})\.zip$", told.get("working_dir") or "")
+    return found[1] if found is not None else ""
 
 
 def _checkout(root: Path) -> Iterator[tuple[str, bytes]]:

@@ -37,8 +37,8 @@ class Garbage:
     """Something that can go.
 
     Attributes:
-        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, or ``copy`` and ``scratch``
-            for what lies on this machine.
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, ``package``, or ``copy`` and
+            ``scratch`` for what lies on this machine.
         key: Where it is in the store; on this machine its path.
         size: In bytes.
         why: Why nobody misses it.
@@ -81,6 +81,7 @@ def garbage(store: Store, *, drop: Collection[str] = (), gone: Iterable[Result] 
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
         *_leases(storage, now),
         *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
+        *_packages(storage.entries("packages"), used, now),
         *_copies(copies, artifacts),
         *_scratches(storage.scratches, now),
     ]
@@ -227,6 +228,14 @@ def _checkpoints(
         if fingerprint not in going_on and (fingerprint in done or fingerprint not in used):
             why = "its step is done" if fingerprint in done else "no run's"
             yield Garbage(kind="checkpoint", key=key, size=_size(entries), why=why)
+
+
+def _packages(found: Iterable[Entry], used: Collection[str], now: float) -> Iterator[Garbage]:
+    """Code that was submitted, and that no run which is kept has had; its driver may not have begun yet."""
+    for one in found:
+        digest = one.key.partition("/")[2].removesuffix(".zip")
+        if digest not in used and now - one.modified > SILENT_S:
+            yield Garbage(kind="package", key=one.key, size=one.size, why="no run's")
 
 
 def _leases(storage: Storage, now: float) -> Iterator[Garbage]:

@@ -11,6 +11,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from cluster.package import package_here
 from cluster.pool import opened
 from cluster.profile import Profile
 from lfm.errors import LfmError
@@ -184,6 +185,7 @@ def _accounts(arguments: Namespace, profile: Profile | None) -> dict[str, Any]:
         "deadline_s": getattr(arguments, "deadline", 0.0),
         "max_cost": getattr(arguments, "max_cost", 0.0),
         "profile": asdict(profile) if profile is not None else {},
+        "package": package_here(),
     }
     return {name: value for name, value in told.items() if value}
 

@@ -1,12 +1,13 @@
 """What travels to a cluster, and what never does."""
 
 import io
+import json
 import os
 import zipfile
 
 import pytest
 
-from cluster.package import PackageTooLarge, packaged, uri_of
+from cluster.package import JOB, PackageTooLarge, package_here, packaged, uri_of
 
 KEPT = ("pyproject.toml", "lfm/a.py", "operators/deep/b.py", "cluster/credentials.py", "pipelines/recipes/r.yaml")
 LEFT = (
@@ -64,3 +65,19 @@ def test_one_that_is_too_large_names_its_largest_files(checkout):
 def test_ray_reads_it_by_a_uri():
     assert uri_of("s3://bucket/some/where", "packages/a.zip") == "s3://bucket/some/where/packages/a.zip"
     assert uri_of("/nfs/my store", "packages/a.zip") == "file:///nfs/my%20store/packages/a.zip"
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (None, ""),
+        ({"runtime_env": {}}, ""),
+        ({"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}, ""),
+        ({"runtime_env": {"working_dir": f"s3://bucket/lfm/packages/{'a' * 64}.zip"}}, "a" * 64),
+    ],
+)
+def test_a_job_knows_with_which_one_it_came(told, found, monkeypatch):
+    monkeypatch.delenv(JOB, raising=False)
+    if told is not None:
+        monkeypatch.setenv(JOB, json.dumps(told))
+    assert package_here() == found

@@ -14,7 +14,8 @@ from pipelines.store import canonical
 
 PROFILE = """
 name: gpus
-place: local
+place: address
+address: head:6379
 storage: STORE
 head: {cpus: 4, memory_gib: 16}
 """

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from pipelines import processes
+from cluster import processes
 from pipelines.__main__ import ROOT, main
 from pipelines.lineage import history, runs
 from pipelines.storage.local import LocalStorage
-from tests.cluster.heads import head
+from tests.cluster.machines import cluster_up
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -51,15 +51,6 @@ steps:
   a: {operator: waits, inputs: {after: [text]}}
   b: {operator: waits, inputs: {after: [a]}, params: {file: FILE}}
 """
-PROFILE = """
-name: test
-place: local
-dashboard: DASHBOARD
-token: file:TOKEN
-storage: STORE
-mlflow: none
-head: {cpus: 2, memory_gib: 8, price_per_hour: 1.5}
-"""
 
 
 @pytest.fixture
@@ -70,6 +61,7 @@ def folder(tmp_path, monkeypatch):
     (project / "text.txt").write_text("some text")
     (project / "small.yaml").write_text(PIPELINE.replace("FILE", str(tmp_path / "go")))
     monkeypatch.chdir(project)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where it is written down what is up
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # which Ray would prefer to the profile's
     return project
 
@@ -85,13 +77,9 @@ def until(holds, *said):
 
 def test_it_outlives_its_submitter_ends_when_told_from_elsewhere_and_goes_on(folder, tmp_path, capsys, monkeypatch):
     storage = LocalStorage(tmp_path / "store")
-    with head(tmp_path) as there:
-        texts = {"DASHBOARD": there.dashboard, "TOKEN": str(there.token), "STORE": storage.uri}
-        profile = PROFILE
-        for word, text in texts.items():
-            profile = profile.replace(word, text)
-        (folder / "test.yaml").write_text(profile)
-        submit = ["submit", "small.yaml", "--cluster", "test.yaml", "--label", "team=research", "--priority", "3"]
+    with cluster_up(tmp_path) as typed:
+        profile = str(typed.profile)
+        submit = ["submit", "small.yaml", "--cluster", profile, "--label", "team=research", "--priority", "3"]
 
         with (tmp_path / "out").open("wb") as out:
             submitter = subprocess.Popen(
@@ -115,15 +103,15 @@ def test_it_outlives_its_submitter_ends_when_told_from_elsewhere_and_goes_on(fol
 
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(processes, "host", lambda: "elsewhere")
-            assert main(["ps", "--cluster", "test.yaml", "--json"]) == 0
+            assert main(["ps", "--cluster", profile, "--json"]) == 0
             (listed,) = json.loads(capsys.readouterr().out)
             assert (listed["run"], listed["status"]) == (run, "running")
             assert (listed["labels"], listed["priority"]) == ({"team": "research"}, 3)
-            assert main(["stop", run, "--cluster", "test.yaml"]) == 0
+            assert main(["stop", run, "--cluster", profile]) == 0
             assert f"run {run} stopped" in capsys.readouterr().out
         last = history(storage, run)[-1]
         assert last.data == {"status": "interrupted", "why": "it was asked to stop"}
-        assert main(["logs", run, "b", "--cluster", "test.yaml"]) == 0
+        assert main(["logs", run, "b", "--cluster", profile]) == 0
         assert "it kept what it had" in capsys.readouterr().out
 
         (tmp_path / "go").touch()
@@ -138,5 +126,5 @@ def test_it_outlives_its_submitter_ends_when_told_from_elsewhere_and_goes_on(fol
         ]
         assert said.out.splitlines()[-1].endswith("run done")
 
-    assert main(["logs", run, "--cluster", "test.yaml"]) == 0
+    assert main(["logs", run, "--cluster", profile]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("run done")
