@@ -3,13 +3,25 @@
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.capacity import Capacity, Node, here
 from cluster.home import home, marked
+from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD
 from lfm.errors import LfmError
+
+SETTINGS = {  # read when Ray is imported; some would otherwise depend on the user's home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # What a step leaves running must not outlive its worker.
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    # How long an ending waits for somebody to hear of its tasks, where nobody is left: 5 s by itself.
+    "RAY_task_events_shutdown_flush_timeout_ms": "100",
+}
 
 
 class NoCluster(LfmError, ConnectionError):
@@ -34,15 +46,8 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
     Raises:
         NoCluster: It does not answer.
     """
-    # Ray reads these when it is imported; the first two would otherwise depend on the user's home folder.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What a step leaves running must not outlive its worker.
-    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
-    # How long an ending waits for somebody to hear of its tasks, where nobody is left: 5 s by itself.
-    os.environ.setdefault("RAY_task_events_shutdown_flush_timeout_ms", "100")
+    for name, value in {"RAY_AUTH_MODE": "disabled", **SETTINGS}.items():
+        os.environ.setdefault(name, value)
     import ray
 
     with ExitStack() as stack:
@@ -102,7 +107,16 @@ def capacity() -> Capacity:
     import ray
 
     going = leaving()
-    return Capacity.of(_node(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going)
+    alive = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going)
+    return Capacity.of(_node(n["Resources"], n["Labels"]) for n in alive)
+
+
+def groups() -> dict[str, int]:
+    """How many machines there are of each node group, the head's aside; one of no group is the head's."""
+    import ray
+
+    found = Counter(n["Labels"].get(GROUP_LABEL, HEAD) for n in ray.nodes() if n["Alive"])
+    return {group: found[group] for group in sorted(found) if group != HEAD}
 
 
 def leaving() -> frozenset[str]:
@@ -112,6 +126,6 @@ def leaving() -> frozenset[str]:
     return frozenset(ray._private.state.state.get_draining_nodes())
 
 
-def _node(has: Mapping[str, float]) -> Node:
-    kinds = frozenset(k.removeprefix("accelerator_type:") for k in has if k.startswith("accelerator_type:"))
+def _node(has: Mapping[str, float], labels: Mapping[str, str]) -> Node:
+    kinds = frozenset({labels.get(ACCELERATOR_LABEL, "")} - {""})
     return Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=has.get("memory", 0.0), accelerators=kinds)

@@ -68,7 +68,7 @@ def marked(folder: Path) -> Iterator[None]:
 
 def clear() -> None:
     """Do what wardens have left undone that were killed too."""
-    for folder in _below().glob(f"{PREFIX}*"):
+    for folder in short_place().glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, or one that lives, or it went meanwhile
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -124,7 +124,7 @@ def _belongs(process: Path, folder: Path) -> bool:
 def _made() -> tuple[Path, int]:
     """A new folder, and what holds the lock on it."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_below()))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=short_place()))
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -133,7 +133,7 @@ def _made() -> tuple[Path, int]:
             os.close(lock)
 
 
-def _below() -> Path:
+def short_place() -> Path:
     """Where Ray's sockets can lie: their whole path may have 107 bytes, of which Ray takes 64 below its folder."""
     usual = tempfile.gettempdir()
     longest = 107 - 64 - len(f"/{PREFIX}12345678")

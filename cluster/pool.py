@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.capacity import Capacity
-from cluster.connect import capacity, cluster, leaving
+from cluster.capacity import Capacity, Node
+from cluster.connect import capacity, cluster, groups, leaving
+from cluster.profile import ACCELERATOR_LABEL
 from lfm.errors import LfmError
 
 
@@ -44,15 +45,24 @@ class Ended:
 
 
 class Pool:
-    """The cluster to which this process is connected."""
+    """The cluster to which this process is connected; `most` is what it can grow to, where something makes it grow."""
+
+    def __init__(self, most: Capacity | None = None) -> None:
+        self._most = most
+        self._there = most
 
     def capacity(self) -> Capacity:
-        """What it has now."""
-        return capacity()
+        """What it has now, or can have as soon as somebody asks for it."""
+        self._there = self._most or capacity()
+        return self._there
 
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""
         return leaving()
+
+    def groups(self) -> dict[str, int]:
+        """How many machines of each node group there are, the head's aside."""
+        return groups()
 
     def start(
         self,
@@ -75,10 +85,13 @@ class Pool:
             gpus: GPUs that are its own; with some its process ends with it, because one that lives on keeps their
                 memory.
             memory: Bytes that are its own; 0 asks for none.
-            accelerator: The kind of GPU; empty takes any.
+            accelerator: The kind of GPU; empty takes any. Without GPUs it gets a machine without, where some could
+                hold it.
         """
+        nodes = (self._there or self.capacity()).nodes
         options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
-        return _remote(fresh=gpus > 0).options(**options, accelerator_type=accelerator or None).remote(act, task)
+        where = selector(nodes, cpus=cpus, gpus=gpus, memory=memory, accelerator=accelerator)
+        return _remote(fresh=gpus > 0).options(**options, label_selector=where).remote(act, task)
 
     def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:
         """What is new of some tasks, as soon as there is something, or nothing after `timeout` seconds.
@@ -99,14 +112,26 @@ class Pool:
 
 
 @contextmanager
-def opened(address: str = "local") -> Iterator[Pool]:
-    """The cluster at `address`, as `cluster.connect` opens it.
+def opened(address: str = "local", most: Capacity | None = None) -> Iterator[Pool]:
+    """The cluster at `address`, as `cluster.connect` opens it; `most` as of `Pool`.
 
     Raises:
         NoCluster: It does not answer.
     """
     with cluster(address):
-        yield Pool()
+        yield Pool(most)
+
+
+def selector(nodes: Sequence[Node], *, cpus: float, gpus: float, memory: float, accelerator: str) -> dict[str, str]:
+    """The labels that a task's node must have: its kind of GPU, or none where it needs none and others could hold it.
+
+    Ray takes any node that has enough, and its autoscaler brings any such: one with GPUs for a task without.
+    """
+    if accelerator:
+        return {ACCELERATOR_LABEL: accelerator}
+    kinds = sorted({k for n in nodes for k in n.accelerators})
+    plain = [n for n in nodes if not n.gpus and n.cpus >= cpus and n.memory >= memory]
+    return {ACCELERATOR_LABEL: f"!in({','.join(kinds)})"} if kinds and plain and not gpus else {}
 
 
 def _said(handle: Handle) -> Began | Ended:

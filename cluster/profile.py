@@ -14,10 +14,13 @@ Place = Literal["local", "address", "kuberay", "aws", "gcp"]
 PLACES: tuple[Place, ...] = get_args(Place)
 CLOUDS: tuple[Place, ...] = ("aws", "gcp")
 GIB = 1 << 30
+IDLE_S = 60.0
 HEAD = "head"
 """What the head's node group is called everywhere; no group of a profile may be."""
 GROUP_LABEL, MARKET_LABEL = "ray.io/node-group", "ray.io/market-type"
 """The labels of Ray that say of a node to which group it belongs, and whether it may be taken away."""
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+"""The one that says what its GPUs are."""
 NAME = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 MAX_NAME = 40  # what KubeRay puts behind a cluster's name has to fit into 63 characters too
 
@@ -119,7 +122,7 @@ class Group(Machine):
     max_nodes: int = 1
     market: Literal["on-demand", "spot"] = "on-demand"
     fallback: str = ""
-    idle_timeout_s: float = 60.0
+    idle_timeout_s: float = IDLE_S
 
     def __post_init__(self) -> None:
         Machine.__post_init__(self)
@@ -150,7 +153,8 @@ class Profile(_Checked):
         secrets: Names of Kubernetes secrets whose entries become variables.
         token: Where Ray's token is: ``env:NAME``, ``file:PATH`` or, in Kubernetes, ``secret:NAME``; never itself.
         namespace: Of Kubernetes.
-        service_account: The same.
+        service_account: Who the machines are to others: a service account of Kubernetes, or of GCP an account's e-mail
+            and of AWS an instance profile, for all but the head, which has the launcher's.
         region: Of a cloud.
         zone: The same.
         project: Of ``gcp``.
@@ -226,10 +230,27 @@ class Profile(_Checked):
         """How many machines there can be, the head among them."""
         return 1 + sum(g.max_nodes for g in self.groups.values())
 
+    @property
+    def head_computes(self) -> bool:
+        """Whether steps may compute on the head: where it says so, or is all there is."""
+        return self.head.steps or not self.groups
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds after which a cluster that nobody uses is idle: those of its most patient group."""
+        return max((g.idle_timeout_s for g in self.groups.values()), default=IDLE_S)
+
+    @property
+    def grows(self) -> bool:
+        """Whether somebody brings the machines that are asked for: nobody does where all are processes of one."""
+        return self.place != "local"
+
     def capacity(self) -> Capacity:
-        """What there is for steps when every group is as large as it may be."""
-        nodes = [self.head.node()] if self.head.steps or not self.groups else []
-        return Capacity.of((*nodes, *(g.node() for g in self.groups.values() for _ in range(g.max_nodes))))
+        """What there is for steps when every group is as large as it may become."""
+        nodes = [self.head.node()] if self.head_computes else []
+        for group in self.groups.values():
+            nodes += [group.node()] * (group.max_nodes if self.grows else group.min_nodes)
+        return Capacity.of(nodes)
 
     def readable(self, uri: str) -> bool:
         """Whether every machine can read what lies at a location: a path, or a URI."""

@@ -76,6 +76,11 @@ class Resources:
         return self.workers > 1 or self.strategy != "single"
 
     @property
+    def labels(self) -> dict[str, str]:
+        """The labels in Ray that nodes of its workers must have: of machines that are still to come they are known."""
+        return {} if self.accelerator in ("cpu", "gpu") else {"ray.io/accelerator-type": self.accelerator}
+
+    @property
     def device(self) -> str:
         """What torch calls what each worker computes on."""
         return "cuda" if self.gpus else "cpu"

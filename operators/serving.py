@@ -124,9 +124,7 @@ def serve(
     if others:
         raise EndpointTaken(name, others[0])
     wanted = engine_of(model, memory, datastore)
-    app = Endpoint.options(ray_actor_options=_asks(work)).bind(  # type: ignore[attr-defined]
-        model, memory, datastore, name, about
-    )
+    app = Endpoint.options(ray_actor_options=_asks(work)).bind(model, memory, datastore, name, about)
     handle = ray_serve.run(app, name=name, route_prefix="/")
 
     def asked(ids: Sequence[int]) -> Tensor:
@@ -179,10 +177,20 @@ def _prove(
         proof["from_model_alone"] = _distance(answered, alone.log_softmax(dim=-1))
         answered = alone
     if base is not None:
-        proof["from_base"] = _distance(answered, engine_of(base).logits(ids))
-        if proof["from_base"] <= TOLERANCE:
-            raise ProbeFailed(name, "are the base's too")
+        proof["from_base"] = check_differs(name, answered, base, ids)
     return proof
+
+
+def check_differs(name: str, answered: Tensor, base: Model, ids: Sequence[int]) -> float:
+    """How far logits are from a base's, over the largest.
+
+    Raises:
+        ProbeFailed: They are the base's.
+    """
+    distance = _distance(answered, engine_of(base).logits(ids))
+    if distance <= TOLERANCE:
+        raise ProbeFailed(name, "are the base's too")
+    return distance
 
 
 def _prove_memory(name: str, asked: Asked, wanted: Native, model: Model, memory: Memory) -> dict[str, float]:

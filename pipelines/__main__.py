@@ -26,6 +26,33 @@ def _number(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
     return read
 
 
+def _duration(text: str) -> float:
+    """Reads an option that is a time: ``90s``, ``45m``, ``8h``, ``1h30m``; gives seconds."""
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)
+    try:
+        found = sum(float(n) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if n) if parts else 0
+    except ValueError:
+        found = 0
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a time such as 8h, 90m or 1h30m")
+    return found
+
+
+def _amount(text: str) -> float:
+    """Reads an option that is an amount of money."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected an amount more than 0, such as 20")
+    return float(text)
+
+
+def _label(text: str) -> tuple[str, str]:
+    """Reads an option that is a label: ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z][\w./-]*", name) or not value:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected NAME=VALUE such as team=research")
+    return name, value
+
+
 PORT = _number(1, 65535)
 STORED = "RUN/STEP, a step of the last run that made it, NAME@ALIAS, NAME:VERSION, or how a digest begins"
 PIPELINE: Option = ("pipeline", {"help": "a .yaml or .py file, or the name of a recipe that comes along"})
@@ -50,6 +77,18 @@ DETACH: Option = (
 MLFLOW: Option = ("--mlflow", {"default": "", "metavar": "URI",
     "help": "where MLflow keeps runs: a server, a database, 'own' (beside the artifacts) or 'none' (default: "
             "MLFLOW_TRACKING_URI, else own where the store is a folder)"})  # fmt: skip
+CLUSTER: Option = ("--cluster", {"default": "", "metavar": "PROFILE",
+    "help": "the profile of a cluster (a .yaml file), which says where that keeps artifacts and runs"})  # fmt: skip
+LIMITS: list[Option] = [
+    ("--deadline", {"type": _duration, "default": 0.0, "metavar": "TIME",
+                    "help": "stop cleanly before the run has worked for longer, such as 8h"}),
+    ("--max-cost", {"type": _amount, "default": 0.0, "metavar": "AMOUNT",
+                    "help": "stop cleanly before the cluster's machines have cost more meanwhile"}),
+    ("--priority", {"type": _number(-1000, 1000), "default": 0, "metavar": "N",
+                    "help": "of runs that want the same machines, the one with the highest comes first (default: 0)"}),
+    ("--label", {"type": _label, "action": "append", "default": [], "metavar": "NAME=VALUE", "dest": "labels",
+                 "help": "whom the cost is for; the run's record keeps it"}),
+]  # fmt: skip
 AS: Option = ("--as", {"default": "", "dest": "name", "metavar": "NAME", "help": argparse.SUPPRESS})
 
 COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
@@ -66,25 +105,31 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          ("--force", {"action": "append", "default": [], "metavar": "STEP", "help": "run STEP although it is stored"}),
          ("--retries", {"type": _number(0), "default": 2, "metavar": "N",
                         "help": "try a step whose process died N times more (default: 2)"}),
-         MLFLOW, DETACH, AS],
+         MLFLOW, DETACH, CLUSTER, *LIMITS, AS],
+    ),
+    "submit": (
+        "run a pipeline on a cluster, which goes on with it whatever becomes of this machine",
+        "lfm submit pipeline.yaml --cluster gpus.yaml --deadline 8h --max-cost 20",
+        [PIPELINE, ("--cluster", {**CLUSTER[1], "required": True}), SET, UNTIL, MLFLOW, *LIMITS, JSON,
+         ("--detach", {"action": "store_true", "help": "do not follow the run; 'lfm ps' and 'lfm logs' tell of it"})],
     ),
     "resume": (
         "go on with a run that was interrupted or failed",
         "lfm resume last",
-        [RUN, STORE, ADDRESS, MLFLOW, JSON],
+        [RUN, STORE, ADDRESS, CLUSTER, MLFLOW, JSON],
     ),
-    "stop": ("end a run that is going on", "lfm stop last", [RUN, STORE]),
-    "ps": ("list runs", "lfm ps", [STORE, JSON]),
+    "stop": ("end a run that is going on, on this machine or another", "lfm stop last", [RUN, STORE, CLUSTER]),
+    "ps": ("list runs", "lfm ps", [STORE, CLUSTER, JSON]),
     "show": (
         "show a run: steps, times and what they made",
         "lfm show last --html run.html",
-        [RUN, STORE, JSON,
+        [RUN, STORE, CLUSTER, JSON,
          ("--html", {"default": "", "metavar": "FILE", "help": "write one self-contained page for a browser instead"})],
     ),
     "logs": (
-        "print what a step printed",
+        "print what a step printed, or what the driver did of a run that was submitted",
         "lfm logs last merged",
-        [RUN, ("step", {"help": "a step's name"}), STORE,
+        [RUN, ("step", {"nargs": "?", "default": "", "help": "a step's name (default: the driver)"}), STORE, CLUSTER,
          ("--attempt", {"type": _number(0), "default": 0, "metavar": "N", "help": "which (default: the last)"})],
     ),
     "serve": (
@@ -97,6 +142,24 @@ COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
          ("--host", {"default": "127.0.0.1", "help": "where it listens (default: 127.0.0.1)"}),
          ("--port", {"type": PORT, "default": 8000, "help": "the same (default: 8000)"}),
          STORE, ADDRESS, MLFLOW, JSON, DETACH, AS],
+    ),
+    "cluster": (
+        "write a profile to begin with, print its documents, or start, look at and end its cluster",
+        "lfm cluster init profile.yaml --place kuberay",
+        [("action", {"choices": ["init", "render", "up", "down", "status"],
+                     "help": "init: write a commented profile; render: print the documents for Kubernetes or for "
+                             "Ray's launcher, with a pipeline those that run and serve it; up, down: start and end a "
+                             "cluster of this machine or a cloud; status: nodes, jobs, hours and cost so far"}),
+         ("profile", {"nargs": "?", "default": "", "help": "a profile's .yaml file (init without one prints it)"}),
+         ("pipeline", {"nargs": "?", "default": "", "help": PIPELINE[1]["help"]}),
+         ("--place", {"choices": ["local", "address", "kuberay", "aws", "gcp"], "default": "kuberay",
+                      "help": "init: where pipelines are to run (default: kuberay)"}),
+         ("--kind", {"default": "", "metavar": "KIND",
+                     "help": "render: only this document, such as RayJob or RayService"}),
+         ("--yes", {"action": "store_true", "help": "down: do not ask"}),
+         ("--when-idle", {"action": "store_true",
+                          "help": "down: wait until no job runs and nothing was used for the groups' idle_timeout_s"}),
+         SET, UNTIL, MLFLOW, *LIMITS, JSON],
     ),
     "why": (
         "say why a step ran or was reused: which part of its fingerprint differs from the result nearest to it",

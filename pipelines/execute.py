@@ -135,7 +135,7 @@ def _perform(task: Task, storage: Storage, unwritten: Unwritten) -> dict[str, An
     began = time.monotonic()
     catalog = Catalog(_modules(task.code))
     verb = catalog.operator(task.operator)
-    arguments = {**verb.validated(task.params), **_fetched(task.inputs, store)}
+    arguments = {**verb.validated(task.params), **fetched(task.inputs, store)}
     if task.method is not None and verb.family is not None:
         name, fields = task.method
         arguments["method"] = TypeAdapter(catalog.method(verb.family, name)).validate_python(dict(fields))
@@ -281,7 +281,7 @@ def _listed(folder: Path) -> str:
     return hashlib.sha256(manifest).hexdigest()[:NAMED]
 
 
-def _fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def fetched(inputs: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """Every input with a local path."""
 
     def one(artifact: Artifact) -> Artifact:

@@ -54,6 +54,20 @@ def opened(name: str, *, changes: Sequence[str] = ()) -> Opened:
     return Opened(replace(draft, problems=(*problems, *draft.problems)), catalog)
 
 
+def carried(name: str, code: Code) -> dict[str, bytes]:
+    """The files of a pipeline by their names beside it, its own first; none of a recipe, which is everywhere.
+
+    Args:
+        name: What `opened` was given.
+        code: The pipeline's.
+    """
+    path = Path(name)
+    if path.suffix not in ENDS:
+        return {}
+    files = dict(code.files) if path.suffix != ".py" else dict(pack(path.parent.absolute(), (path.name,)).files)
+    return {path.name: path.read_bytes(), **{n: text.encode() for n, text in files.items()}}
+
+
 def _path(name: str) -> Path:
     path = Path(name)
     if path.suffix in ENDS:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import processes
+from cluster import processes
 from pipelines.ancestry import results
 from pipelines.lineage import history, written
 from pipelines.storage.base import MANIFEST, Entry, Storage, at_once, owner, remove
@@ -25,7 +25,10 @@ from pipelines.store import Result, Store, canonical
 COMMIT_S = 3600  # how long after an artifact the result that names it may come
 SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
 BATCH = 16  # how much goes between two looks at who has begun meanwhile
-OWN = {"artifacts", "checkpoints", "leases", "locks", "quarantine", "results", "runs", "scratch"}
+OWN = {
+    *("artifacts", "checkpoints", "leases", "locks", "packages", "quarantine", "results", "runs", "scratch"),
+    "submissions",
+}
 """Folders of the store that this file knows; JSON in any other one refers to what it names."""
 
 
@@ -34,8 +37,8 @@ class Garbage:
     """Something that can go.
 
     Attributes:
-        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, or ``copy`` and ``scratch``
-            for what lies on this machine.
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, ``package``, or ``copy`` and
+            ``scratch`` for what lies on this machine.
         key: Where it is in the store; on this machine its path.
         size: In bytes.
         why: Why nobody misses it.
@@ -78,6 +81,7 @@ def garbage(store: Store, *, drop: Collection[str] = (), gone: Iterable[Result] 
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
         *_leases(storage, now),
         *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
+        *_packages(storage.entries("packages"), used, now),
         *_copies(copies, artifacts),
         *_scratches(storage.scratches, now),
     ]
@@ -224,6 +228,14 @@ def _checkpoints(
         if fingerprint not in going_on and (fingerprint in done or fingerprint not in used):
             why = "its step is done" if fingerprint in done else "no run's"
             yield Garbage(kind="checkpoint", key=key, size=_size(entries), why=why)
+
+
+def _packages(found: Iterable[Entry], used: Collection[str], now: float) -> Iterator[Garbage]:
+    """Code that was submitted, and that no run which is kept has had; its driver may not have begun yet."""
+    for one in found:
+        digest = one.key.partition("/")[2].removesuffix(".zip")
+        if digest not in used and now - one.modified > SILENT_S:
+            yield Garbage(kind="package", key=one.key, size=one.size, why="no run's")
 
 
 def _leases(storage: Storage, now: float) -> Iterator[Garbage]:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import processes
+from cluster import processes
+from cluster.processes import BEAT_S, LEASE_S
 from pipelines.faults import reached
-from pipelines.processes import BEAT_S, LEASE_S
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 

@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from cluster import processes
+from cluster.processes import BEAT_S, LEASE_S
 from lfm.errors import LfmError
-from pipelines import processes
 from pipelines.faults import reached
-from pipelines.processes import BEAT_S, LEASE_S
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 
@@ -71,8 +71,9 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``started``, ``serving`` and ``finished`` (the run); ``wait``, ``start``, ``reuse``, ``commit`` and
-            ``fail`` (a step); ``heard``, which no journal has (`pipelines.view.heard`).
+        kind: ``started``, ``serving`` and ``finished`` (the run); ``nodes`` (how many machines of each group there are
+            from now on); ``wait``, ``start``, ``reuse``, ``commit`` and ``fail`` (a step); ``heard``, which no journal
+            has (`pipelines.view.heard`).
         time: Seconds since 1970.
     """
 
@@ -249,11 +250,11 @@ def _segment(segment: str) -> int:
 def runs(storage: Storage) -> tuple[str, ...]:
     """The names of all runs, oldest first."""
     names = storage.folders("runs")
-    return tuple(n for n, begun in zip(names, at_once(partial(_begun, storage), names), strict=True) if begun)
+    return tuple(n for n, has in zip(names, at_once(partial(begun, storage), names), strict=True) if has)
 
 
-def _begun(storage: Storage, run: str) -> bool:
-    """Whether its first driver lived to write something."""
+def begun(storage: Storage, run: str) -> bool:
+    """Whether a run's first driver lived to write something."""
     return storage.read(f"runs/{run}/journal/000001-000001.json") is not None
 
 
@@ -265,10 +266,10 @@ def find_run(storage: Storage, name: str) -> str:
     """
     names = storage.folders("runs")
     if name == "last":
-        newest = next((r for r in reversed(names) if _begun(storage, r)), None)
+        newest = next((r for r in reversed(names) if begun(storage, r)), None)
         found = [] if newest is None else [newest]
     else:
-        found = [r for r in names if name in r and _begun(storage, r)]
+        found = [r for r in names if name in r and begun(storage, r)]
     if name in found or len(found) == 1:
         return name if name in found else found[0]
     raise UnknownRun(name, runs(storage))
@@ -375,17 +376,34 @@ def status(storage: Storage, run: str, events: Sequence[Event]) -> str:
     last = [e for e in events if e.kind in ("started", "serving", "finished")][-1]
     if last.kind == "finished":
         return str(last.data["status"])
-    lives = driver(storage, run) is not None
+    going_on = lives(storage, run)
     if last.kind == "serving":  # all its steps are done
-        return "serving" if lives else "done"
-    return "running" if lives else "interrupted"
+        return "serving" if going_on else "done"
+    return "running" if going_on else "interrupted"
 
 
 def driver(storage: Storage, run: str) -> int | None:
     """The process on this machine that drives the run, if one does."""
-    claims = storage.list(f"runs/{run}/claims")
-    claim = json.loads(storage.read(claims[-1]) or b"{}") if claims else {}
+    claim = _last_claim(storage, run)
     return int(claim["pid"]) if _drives(claim) else None
+
+
+def lives(storage: Storage, run: str) -> bool:
+    """Whether a driver of this machine lives, or one of another has said so lately.
+
+    The second compares the clock of the storage with this machine's: only what is shown may depend on it.
+    """
+    claim = _last_claim(storage, run)
+    if processes.alive(claim) is not None:
+        return _drives(claim)
+    beats = [e.modified for e in storage.entries(f"runs/{run}/claims")]
+    return bool(beats) and time.time() - max(beats) < LEASE_S
+
+
+def _last_claim(storage: Storage, run: str) -> dict[str, Any]:
+    claims = storage.list(f"runs/{run}/claims")
+    found: dict[str, Any] = json.loads(storage.read(claims[-1]) or b"{}") if claims else {}
+    return found
 
 
 def _drives(claim: Mapping[str, Any]) -> bool:

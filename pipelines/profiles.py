@@ -1,16 +1,36 @@
 """A profile's file -> Profile, and whether what a pipeline needs can be read where it says."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from cluster.machines import located
 from cluster.profile import Group, Head, Profile
+from cluster.tokens import VARIABLES, authenticated
+from lfm.errors import LfmError
 from operators.artifact import Artifact
 from pipelines.credentials import masked
 from pipelines.fields import object_of
 from pipelines.problems import Part, Problem, SpecError, near, shown
+from pipelines.storage.base import cache
 from pipelines.text import Text
+
+
+class OutOfReach(LfmError, ValueError):
+    """A cluster to which only its own machines connect."""
+
+    def __init__(self, name: str, place: str) -> None:
+        super().__init__(name, place)
+        self.name, self.place = name, place
+
+    def __str__(self) -> str:
+        return (
+            f"cluster {self.name!r}: only its own machines connect to a place {self.place!r}, expected 'local' or "
+            "'address'. Use lfm submit, which has it drive the run itself."
+        )
+
 
 STORES = "s3://BUCKET/PREFIX, or a folder below 'shared', which every machine sees"
 
@@ -62,6 +82,28 @@ def _part(path: Part, raw: Any, cls: type[Any], what: str, problems: list[Proble
     made, wrong = object_of(cls, raw, what, [f.name for f in fields(cls)])
     problems += [Problem((*path, *below), sentence) for below, sentence in wrong]
     return made
+
+
+def records() -> Path:
+    """Where it is written down what `lfm cluster up` has started on this machine."""
+    return cache() / "clusters"
+
+
+def reached(profile: Profile) -> Profile:
+    """The profile with the address of its cluster, which this machine can connect to; its token is in the environment.
+
+    Raises:
+        NotUp: It is one of this machine, and not up.
+        OutOfReach: It is one that this machine cannot connect to.
+    """
+    if profile.place not in ("local", "address"):
+        raise OutOfReach(profile.name, profile.place)
+    there = located(profile, records())
+    told = authenticated(os.environ, there.token)
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(told)
+    return there
 
 
 def unreadable(

@@ -10,15 +10,18 @@ from typing import Any
 
 from cluster.capacity import Capacity
 from cluster.pool import Pool
+from cluster.processes import LEASE_S
 from operators.artifact import KINDS, Artifact, Deployment
+from operators.sharing.notices import recall
+from pipelines import stops
 from pipelines.attempts import Attempts
 from pipelines.execute import Task
 from pipelines.failures import BUDGETS, Failure
 from pipelines.faults import reached
 from pipelines.leases import Leases
+from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
 from pipelines.plan import Plan, PlanError, PlannedStep
-from pipelines.processes import LEASE_S
 from pipelines.schedule import (
     Finish,
     Progress,
@@ -51,6 +54,7 @@ def run(
     stays: bool = False,
     forced: Sequence[str] = (),
     retries: int = 0,
+    budget: Budget | None = None,
     watch: Watch = lambda events: None,
 ) -> str:
     """Drive a plan to its end.
@@ -65,13 +69,19 @@ def run(
         forced: Steps that run although their result is stored.
         retries: How often one step may fail, and be tried again, where neither its code nor its inputs are wrong and
             nothing else is known; other failures have budgets of their own (`failures.BUDGETS`).
+        budget: What the run may spend; it ends before it has spent more.
         watch: Hears of events, and of none twice a second.
 
     Returns:
         ``done``, ``failed`` or ``interrupted``.
     """
     budgets = {**BUDGETS, Failure.OTHER: retries}
-    return _Driver(plan, store, journal, watch, frozenset(forced), budgets).drive(connect, stays=stays)
+    driver = _Driver(plan, store, journal, watch, frozenset(forced), budgets, budget or Budget())
+    return driver.drive(connect, stays=stays)
+
+
+class _Ends(Exception):
+    """The run is to end before it is done; its sentence says why."""
 
 
 class _Driver:
@@ -85,9 +95,13 @@ class _Driver:
         watch: Watch,
         forced: frozenset[str],
         budgets: Mapping[Failure, int],
+        budget: Budget,
     ) -> None:
         self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
         self.budgets = budgets
+        self.budget, self.spent = budget, budget.before
+        self.nodes: dict[str, int] = {}  # machines by group, since `counted`
+        self.counted = time.monotonic()
         self.made: dict[str, Artifact] = dict(plan.inputs)
         found = store.hits(s.fingerprint for s in plan.steps.values())
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
@@ -102,7 +116,7 @@ class _Driver:
         self.heard = time.monotonic()  # when others could last see that this run lives
 
     def drive(self, connect: Callable[[], AbstractContextManager[Pool]], *, stays: bool) -> str:
-        status = "failed"
+        status, why = "failed", ""
         happened: list[Event] = []
         with ExitStack() as stack:
             stack.callback(self.leases.give_all_back)
@@ -131,10 +145,14 @@ class _Driver:
                     self._look()
             except KeyboardInterrupt:
                 status = "interrupted"
+            except _Ends as ends:
+                status, why = "interrupted", str(ends)
+                self._record(happened)
+                self._drain()
             except BaseException:
                 self._record([Event("finished", data={"status": "failed"})])
                 raise
-            self._record([Event("finished", data={"status": status})])
+            self._record([Event("finished", data={"status": status, **({"why": why} if why else {})})])
         return status
 
     def _open(self, pool: Pool) -> None:
@@ -149,11 +167,11 @@ class _Driver:
         made = [self.made[n] for n in self.plan.steps if n in self.made]
         endpoints = [dict(m.about) for m in made if isinstance(m, Deployment)]
         if endpoints:
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt, _Ends):
                 self._record([Event("serving", data={"endpoints": endpoints})])
                 while True:
                     time.sleep(POLL_S)
-                    self._beat()
+                    self._look()
 
     def _record(self, events: Sequence[Event]) -> None:
         stamped = [replace(e, time=time.time()) for e in events]
@@ -226,11 +244,40 @@ class _Driver:
         if now < self.look_at:
             return
         self.look_at = now + LOOK_S
+        with contextlib.suppress(StorageFailed):  # the next time it may answer
+            if stops.asked(self.store.storage, self.journal.run):
+                raise _Ends(stops.ASKED)
+        self._count(now)
         if self.pool is not None:
             self.capacity = self.pool.capacity()
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
         back = {s.name for s in steps if not self._holder(s) or reusable(s, self.progress)}
         self.progress = replace(self.progress, elsewhere=self.progress.elsewhere - back)
+
+    def _count(self, now: float) -> None:
+        """Add up what was spent since the last time, and end the run before it passes a limit."""
+        profile = self.budget.profile
+        self.spent = self.spent.after(now - self.counted, self.nodes, profile)
+        self.counted = now
+        nodes = self.pool.groups() if self.pool is not None and profile is not None else {}
+        if nodes != self.nodes:
+            self.nodes = nodes
+            self._record([Event("nodes", data={"nodes": nodes})])
+        ahead_s = LOOK_S + (self.budget.drain_s if self.attempts else 0.0)
+        why = passed(self.budget.limits, self.spent, ahead_s, nodes, profile)
+        if why:
+            raise _Ends(why)
+
+    def _drain(self) -> None:
+        """Have the steps that run keep what they have, as where their machines go, and hear of those that are done."""
+        if not self.attempts:
+            return
+        until = time.monotonic() + self.budget.drain_s
+        with recall():
+            while self.attempts and time.monotonic() < until:
+                ended = self._finished()
+                self._record([e for e in ended if e.data.get("class") != Failure.PREEMPTION.value])
+                self._beat()
 
     def _beat(self) -> None:
         """Say that this run lives; a storage that refuses that ends it only when others may have taken it for dead."""

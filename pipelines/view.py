@@ -79,7 +79,10 @@ def sentence(event: Event, storage: Storage) -> str:
             urls = ", ".join(f"{e['name']} at {e['url']}" for e in data["endpoints"])
             return f"serving {urls}; Ctrl-C or lfm stop ends it"
         case "finished":
-            return f"run {data['status']}"
+            return f"run {data['status']}{f': {why}' if (why := data.get('why')) else ''}"
+        case "nodes":
+            counts = ", ".join(f"{count} of {group}" for group, count in data["nodes"].items())
+            return f"machines besides the head: {counts or 'none'}"
         case "wait":
             return f"{event.step}: waits, {data['why']}"
         case "start":

@@ -10,10 +10,8 @@ from operators.engines.consulting import engine_of
 from operators.engines.openai_api import api
 
 
-@serve.deployment
-@serve.ingress()
-class Endpoint:
-    """One replica: an engine, and the OpenAI API in front of it."""
+class Replica:
+    """An engine, and the OpenAI API in front of it."""
 
     def __init__(
         self, model: Model, memory: Memory | None, datastore: Datastore | None, name: str, about: dict[str, Any]
@@ -32,3 +30,7 @@ class Endpoint:
     def probe(self, ids: Sequence[int]) -> list[list[float]]:
         """The logits after each token, to be compared with the artifact's."""
         return self.engine.logits(ids).tolist()
+
+
+Endpoint = serve.deployment(serve.ingress()(Replica), name="Endpoint")
+"""One such replica, where what it answers with is at hand on its machine."""

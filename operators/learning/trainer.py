@@ -106,7 +106,7 @@ def _together(
                 num_workers=asks.workers,
                 use_gpu=asks.gpus > 0,
                 resources_per_worker={k: v for k, v in each.items() if v},
-                accelerator_type=None if asks.accelerator in ("cpu", "gpu") else asks.accelerator,
+                label_selector=asks.labels or None,
             ),
             # Nothing is resumed from it: checkpoints are the workspace's, and what is tried again the schedule decides.
             run_config=RunConfig(

@@ -1,7 +1,9 @@
-"""Machines that go: what a step says of one that is lost, and whether its own is about to be taken away."""
+"""Machines that go: what a step says of one that is lost, and whether its own, or its run, is about to end."""
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lfm.errors import LfmError
@@ -54,21 +56,47 @@ class FolderNotShared(LfmError, RuntimeError):
 
 @dataclass(slots=True)
 class Notices:
-    """What Ray says of this process's node; asked at most once in `ASK_S`."""
+    """What Ray says of this process's node, and its driver of the run; asked at most once in `ASK_S`."""
 
     _due: float = 0.0
     _leaving: bool = False
 
     def leaving(self) -> bool:
-        """Whether the node is about to be taken away; never where there is no Ray."""
+        """Whether the node is about to be taken away, or the run ends; never where there is no Ray."""
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             return False
         now = time.monotonic()
         if now >= self._due and not self._leaving:
             self._due = now + ASK_S
-            self._leaving = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+            draining = ray._private.state.state.get_draining_nodes()
+            self._leaving = ray.get_runtime_context().get_node_id() in draining or _recalled()
         return self._leaving
+
+
+@contextmanager
+def recall() -> Iterator[None]:
+    """Meanwhile every process that works for this driver hears that it is leaving: it keeps what it has, and ends."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_recall_key(), b"1")
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_del(_recall_key())
+
+
+def _recalled() -> bool:
+    from ray.experimental import internal_kv
+
+    return bool(internal_kv._internal_kv_exists(_recall_key()))
+
+
+def _recall_key() -> bytes:
+    """Ray's name of the driver, which its tasks and workers have too."""
+    import ray
+
+    return f"lfm-recall-{ray.get_runtime_context().get_job_id()}".encode()
 
 
 def nodes() -> frozenset[str]:

@@ -137,7 +137,7 @@ def _asked(resources: Resources, parts: int) -> dict[str, Any]:
         "num_cpus": resources.cpus_per_worker,
         "num_gpus": resources.gpus_per_worker or None,
         "memory": resources.memory or None,
-        "accelerator_type": None if resources.accelerator in ("cpu", "gpu") else resources.accelerator,
+        "label_selector": resources.labels,
         "max_restarts": 0,
         "max_task_retries": 0,
     }

@@ -3,10 +3,13 @@
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cluster.capacity import Capacity, here
 from cluster.connect import NoCluster, cluster
+from cluster.profile import Profile
 from lfm.errors import UnknownName
 from operators.artifact import kind_of
 from operators.catalog import Catalog
@@ -17,6 +20,7 @@ from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, needed, pinned, survey
 from pipelines.problems import Problem, unknown_step
+from pipelines.profiles import unreadable
 from pipelines.schedule import infeasible
 from pipelines.spec import RESOURCES, Draft, StepSpec
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
@@ -26,8 +30,15 @@ from pipelines.store import Store
 HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, which takes a while
 
 
-def read_plan(arguments: Namespace, *, forced: tuple[str, ...] = ()) -> tuple[Plan, Storage]:
+def read_plan(
+    arguments: Namespace, *, forced: tuple[str, ...] = (), profile: Profile | None = None
+) -> tuple[Plan, Storage]:
     """Read and plan a pipeline, and open the store that it needs.
+
+    Args:
+        arguments: Of the command line.
+        forced: Steps that are to run although they are stored.
+        profile: Where it is to run; nothing is asked whether that is up.
 
     Raises:
         PlanError: With every problem of text, inputs, resources, store and cluster.
@@ -39,20 +50,34 @@ def read_plan(arguments: Namespace, *, forced: tuple[str, ...] = ()) -> tuple[Pl
     if until and until not in draft.names:
         problems.append(unknown_step("--until", until, draft.names))
     storage = there = None
+    store = profile.storage if profile is not None else arguments.store
     try:
-        storage = open_storage(arguments.store)
+        storage = open_storage(store) if store else None
     except (StorageFailed, UnsupportedStorage) as error:
         problems.append(Problem(("--store",), str(error)))
-    try:
-        there = capacity_at(arguments.address)
-    except NoCluster as error:
-        problems.append(Problem(("--address",), str(error)))
+    if profile is not None:
+        there = profile.capacity()
+        problems += _unreadable(profile, arguments.mlflow or profile.mlflow, draft)
+    else:
+        try:
+            there = capacity_at(arguments.address)
+        except NoCluster as error:
+            problems.append(Problem(("--address",), str(error)))
     inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
     until = until if until in draft.spec.steps else ""
-    problems += found_in(draft, there, pipeline.catalog, inspector, own=arguments.address == "local", until=until)
+    own = profile is None and arguments.address == "local"
+    problems += found_in(draft, there, pipeline.catalog, inspector, own=own, until=until)
     if problems or storage is None:
         raise PlanError(draft.places.sentences(problems))
     return pinned(draft.spec, inspector, pipeline.catalog, until=until), storage
+
+
+def _unreadable(profile: Profile, mlflow: str, draft: Draft) -> list[Problem]:
+    """What the profile's machines could not read; of what the pipeline does not say, the profile has to be changed."""
+    paths = {n: str(Path(a.uri).expanduser().absolute()) for n, a in draft.spec.inputs.items() if "://" not in a.uri}
+    inputs = {n: replace(a, uri=paths.get(n, a.uri)) for n, a in draft.spec.inputs.items()}
+    found = unreadable(profile, store=profile.storage, mlflow=mlflow, inputs=inputs)
+    return [p if p.path[0] == "inputs" else Problem(("--cluster",), p.sentence) for p in found]
 
 
 def found_in(

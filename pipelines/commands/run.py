@@ -4,17 +4,26 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
+from cluster.package import package_here
 from cluster.pool import opened
+from cluster.profile import Profile
 from lfm.errors import LfmError
+from pipelines import stops
 from pipelines.commands._output import printed
 from pipelines.commands._planned import described, inputs_of, read_plan
-from pipelines.lineage import Event, Journal, history, new_run, states
+from pipelines.commands._stored import profile_in
+from pipelines.limits import Budget, Limits, Spent, spent
+from pipelines.lineage import Event, Journal, begun, history, new_run, states
 from pipelines.plan import Plan, of_run
+from pipelines.printing import Unwritten, logged
+from pipelines.profiles import reached
 from pipelines.run import POLL_S, run as drive
 from pipelines.spec import dump
 from pipelines.storage.base import Storage
@@ -38,17 +47,73 @@ class DriverDied(LfmError, RuntimeError):
 def act(arguments: Namespace) -> int:
     """Run a pipeline."""
     forced = tuple(arguments.force)
-    made, storage = read_plan(arguments, forced=forced)
-    return begin(made, storage, arguments, forced=forced, retries=arguments.retries)
+    profile = profile_in(arguments)
+    if arguments.max_cost and profile is None:
+        raise NoPrices(arguments.max_cost)
+    made, storage = read_plan(arguments, forced=forced, profile=profile)
+    if profile is not None and arguments.address == "local":
+        arguments.address = reached(profile).address
+    return begin(made, storage, arguments, forced=forced, retries=arguments.retries, profile=profile)
 
 
-def begin(made: Plan, storage: Storage, arguments: Namespace, *, forced: tuple[str, ...] = (), retries: int = 0) -> int:
-    """Start a new run of a plan, here or in the background, and return the exit code."""
+class NoPrices(LfmError, ValueError):
+    """A limit on what a run may cost, of machines of which nobody knows what they cost."""
+
+    def __init__(self, max_cost: float) -> None:
+        super().__init__(max_cost)
+        self.max_cost = max_cost
+
+    def __str__(self) -> str:
+        return f"--max-cost {self.max_cost:g}: nothing says what machines cost, expected --cluster with a profile."
+
+
+def begin(
+    made: Plan,
+    storage: Storage,
+    arguments: Namespace,
+    *,
+    forced: tuple[str, ...] = (),
+    retries: int = 0,
+    profile: Profile | None = None,
+) -> int:
+    """Start a run of a plan, here or in the background, and return the exit code.
+
+    One whose name the store has already goes on where it was: so a job may be tried again by whoever has started it.
+
+    Raises:
+        RunStopped: It was stopped, and nobody has said since that it is to go on.
+    """
     mlflow = tracking(arguments.mlflow, storage)
     if arguments.detach:
         return _detached(made, storage, arguments)
-    journal = Journal.claim(storage, arguments.name or new_run(made.spec.name))
-    return drive_to_end(made, storage, journal, arguments, forced=forced, retries=retries, mlflow=mlflow)
+    name = arguments.name or new_run(made.spec.name)
+    if arguments.name and stops.asked(storage, name):
+        raise stops.RunStopped(name)
+    again = bool(arguments.name) and begun(storage, name)
+    journal = Journal.claim(storage, name, waiting=partial(print, file=sys.stderr))
+    with _kept(storage, journal, inside=bool(arguments.name) and profile is not None):
+        return drive_to_end(
+            made,
+            storage,
+            journal,
+            arguments,
+            forced=() if again else forced,
+            retries=retries,
+            mlflow=mlflow,
+            profile=profile,
+        )
+
+
+@contextmanager
+def _kept(storage: Storage, journal: Journal, *, inside: bool) -> Iterator[None]:
+    """What a driver inside of a cluster prints is kept beside its journal: the cluster's own logs go with it."""
+    if not inside:
+        yield
+        return
+    key = f"runs/{journal.run}/driver/{journal.epoch:06}.log"
+    print(f"run {journal.run}: what its driver prints is in {storage.uri}/{key}", flush=True)
+    with logged(storage, key, Unwritten()):
+        yield
 
 
 def drive_to_end(
@@ -60,8 +125,10 @@ def drive_to_end(
     forced: tuple[str, ...],
     retries: int,
     mlflow: str,
+    profile: Profile | None = None,
 ) -> int:
     """Drive a plan under a claimed journal, show it, and return the exit code."""
+    budget = _budget(arguments, profile, storage, journal.run)
     made = of_run(made, journal.run)
     until = getattr(arguments, "until", "")
     data = {
@@ -77,6 +144,7 @@ def drive_to_end(
         "inputs": inputs_of(made),
         "steps": {n: described(made, n) for n in made.steps},
         "version": version("learn-from-model"),
+        **_accounts(arguments, profile),
     }
     started = Event("started", data=data, time=time.time())
     with Mirrored(storage, journal.run, mlflow) as mirror, view(made, storage, json_follows=arguments.json) as show:
@@ -91,13 +159,35 @@ def drive_to_end(
             made,
             Store(storage),
             journal,
-            connect=partial(opened, arguments.address),
+            connect=partial(opened, arguments.address, profile.capacity() if profile and profile.grows else None),
             stays=arguments.address == "local",
             forced=forced,
             retries=retries,
+            budget=budget,
             watch=watch,
         )
     return _ended(journal.run, said, storage, made, arguments)
+
+
+def _budget(arguments: Namespace, profile: Profile | None, storage: Storage, run: str) -> Budget:
+    """What the run may spend, and what it has spent, where that matters."""
+    asked = {"deadline_s": getattr(arguments, "deadline", 0.0), "max_cost": getattr(arguments, "max_cost", 0.0)}
+    limits = Limits(**{name: value for name, value in asked.items() if value})
+    before = spent(history(storage, run), profile) if limits.any else Spent()
+    return Budget(limits=limits, profile=profile, before=before)
+
+
+def _accounts(arguments: Namespace, profile: Profile | None) -> dict[str, Any]:
+    """What a journal keeps of whom a run is for and what machines cost; nothing where nobody has said."""
+    told = {
+        "priority": getattr(arguments, "priority", 0),
+        "labels": dict(getattr(arguments, "labels", ())),
+        "deadline_s": getattr(arguments, "deadline", 0.0),
+        "max_cost": getattr(arguments, "max_cost", 0.0),
+        "profile": asdict(profile) if profile is not None else {},
+        "package": package_here(),
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def _ended(run: str, said: str, storage: Storage, made: Plan, arguments: Namespace) -> int:

@@ -7,18 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.commands._output import printed, shown
+from pipelines.commands._stored import storage_in
 from pipelines.findings import comparisons, endpoints, measured_table, measurements
 from pipelines.lineage import find_run, history, served, states, status, worked
 from pipelines.page.account import account
 from pipelines.page.document import document, write
-from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 from pipelines.view import failure, heard, row, seconds, table, without_fingerprint
 
 
 def act(arguments: Namespace) -> int:
     """Show a run."""
-    storage = open_storage(arguments.store)
+    storage = storage_in(arguments)
     name = find_run(storage, arguments.run)
     events = heard(storage, history(storage, name))
     began = events[0].data

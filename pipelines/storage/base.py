@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
+from cluster import processes
 from lfm.errors import LfmError
-from pipelines import processes
 
 MANIFEST = "manifest.json"
 

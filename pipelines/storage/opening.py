@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines import processes
+from cluster import processes
 from pipelines.credentials import check_uri
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, UnusableStore, owner, remove
 from pipelines.storage.local import LocalStorage

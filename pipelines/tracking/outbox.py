@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster import processes
 from lfm.errors import LfmError
-from pipelines import processes
 from pipelines.credentials import check_uri
 from pipelines.storage.base import Storage
 from pipelines.store import canonical

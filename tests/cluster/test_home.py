@@ -102,4 +102,4 @@ def test_a_folder_that_another_user_or_nobody_of_ours_has_made_stays(temporary):
 @pytest.mark.parametrize(("usual", "where"), [("/" + "x" * 60, "/tmp"), ("/var/tmp", "/var/tmp")])
 def test_homes_lie_where_sockets_have_short_enough_names(monkeypatch, usual, where):
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: usual)
-    assert module._below() == Path(where)
+    assert module.short_place() == Path(where)

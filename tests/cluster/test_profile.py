@@ -30,6 +30,16 @@ def test_all_that_its_groups_may_grow_to_is_there_for_steps():
     assert len(there.nodes) == 12
 
 
+def test_nobody_adds_processes_of_this_machine_so_there_are_as_many_as_there_are_at_least():
+    there = profile(place="local", groups={"cpu": Group(cpus=16, memory_gib=64, min_nodes=2, max_nodes=4)})
+    assert there.capacity().cpus == 32
+
+
+def test_a_cluster_is_idle_when_its_most_patient_group_is():
+    patient = Group(cpus=1, memory_gib=1, idle_timeout_s=900)
+    assert (profile().idle_s, profile(groups={"cpu": CPU, "patient": patient}).idle_s) == (60, 900)
+
+
 def test_steps_compute_on_the_head_where_it_says_so_or_is_all_there_is():
     assert profile().capacity().cpus == 4
     assert profile(groups={"cpu": CPU}).capacity().cpus == 64

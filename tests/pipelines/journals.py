@@ -3,7 +3,7 @@
 import json
 import os
 
-from pipelines import processes
+from cluster import processes
 from pipelines.lineage import Event, Journal
 from pipelines.registry import Registry
 from pipelines.store import canonical

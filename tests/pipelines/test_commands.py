@@ -10,8 +10,10 @@ from huggingface_hub import constants
 
 from cluster.capacity import Capacity
 from cluster.connect import NoCluster
+from pipelines import stops
 from pipelines.__main__ import COMMANDS, main
 from pipelines.commands import _planned, run
+from pipelines.storage.local import LocalStorage
 
 pytestmark = pytest.mark.ray
 
@@ -257,3 +259,20 @@ def test_ctrl_c_while_a_command_is_still_being_imported_ends_without_a_traceback
 
     monkeypatch.setattr("importlib.import_module", interrupted)
     assert main(["methods"]) == 130
+
+
+def test_a_run_that_has_a_name_goes_on_under_it_unless_it_was_stopped(typed):
+    store = LocalStorage(Path(".lfm"))
+    assert typed("run", "diamond.yaml", "--set", "d.fail=raise", "--as", "one")[0] == 1
+    code, out, _ = typed("run", "diamond.yaml", "--as", "one", "--label", "team=a", "--force", "b")
+    assert code == 0
+    assert out.count("reused") == 3, "what is forced is so once"
+    (listed,) = json.loads(typed("ps", "--json")[1])
+    assert (listed["run"], listed["status"], listed["labels"]) == ("one", "done", {"team": "a"})
+    stops.ask(store, "one")
+    code, _, err = typed("run", "diamond.yaml", "--as", "one")
+    assert (code, err) == (2, f"{stops.RunStopped('one')}\n")
+    assert typed("resume", "one")[0] == 1
+    assert not stops.asked(store, "one")
+    code, out, _ = typed("logs", "one")
+    assert (code, out.partition(",")[0]) == (1, "run one has no such log of a driver")

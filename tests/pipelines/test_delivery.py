@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import processes
+from cluster import processes
 from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 from pipelines.tracking import delivery, outbox, telling

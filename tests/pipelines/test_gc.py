@@ -349,3 +349,17 @@ def test_runs_go_on_and_keep_what_they_use_while_older_ones_are_dropped(project,
     steps = history(store.storage, last)[0].data["steps"].values()
     assert all(store.hit(s["fingerprint"]) for s in steps)
     assert len(store.storage.list("results")) == len(steps)
+
+
+def test_a_package_goes_when_no_run_has_had_it_and_it_is_old(store, later):
+    for digest in ("a" * 64, "b" * 64):
+        store.storage.put_if_absent(f"packages/{digest}.zip", b"code")
+    journal = Journal.claim(store.storage, "submitted")
+    journal.write([Event("started", data={"run": "submitted", "steps": {}, "package": "a" * 64}, time=1.0)])
+    journal.write([Event("finished", data={"status": "done"}, time=2.0)])
+    assert [g for g in garbage(store) if g.kind == "package"] == [], "its driver may be about to begin"
+    later(SILENT_S + 60)
+    assert [(g.key, g.size) for g in garbage(store) if g.kind == "package"] == [(f"packages/{'b' * 64}.zip", 4)]
+    assert [g.key for g in garbage(store, drop={"submitted"}) if g.kind == "package"] == [
+        f"packages/{digest * 64}.zip" for digest in "ab"
+    ]

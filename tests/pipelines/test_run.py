@@ -10,8 +10,10 @@ import pytest
 
 from cluster.capacity import Capacity
 from cluster.pool import Ended, Pool
-from pipelines import lineage, run as driving
+from cluster.profile import Group, Head, Profile
+from pipelines import lineage, run as driving, stops
 from pipelines.inputs.inspector import Looks
+from pipelines.limits import Budget, Limits, Spent
 from pipelines.lineage import Journal, history, states, status
 from pipelines.plan import PlanError, plan
 from pipelines.run import run
@@ -302,3 +304,47 @@ def test_a_run_that_cannot_say_that_it_lives_goes_on_until_others_may_take_it_fo
         with pytest.raises(StorageFailed):
             start(project, Store(full), ray_local)
         assert [e.data for e in history(store.storage, "one") if e.kind == "finished"] == [{"status": "failed"}]
+
+
+PRICED = Profile(
+    name="priced",
+    place="kuberay",
+    head=Head(cpus=1, memory_gib=1, price_per_hour=1.0),
+    groups={"gpu": Group(cpus=1, memory_gib=1, price_per_hour=3600.0)},
+    drain_s=30,
+)
+
+
+class Counted(Pool):
+    """A cluster with a machine of which each second costs 1."""
+
+    def groups(self):
+        return {"gpu": 1}
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget(limits=Limits(deadline_s=2.0)), "would pass its deadline of 0.00 h"),
+        (Budget(limits=Limits(max_cost=20.0), profile=PRICED), "would pass its --max-cost of 20.00"),
+        (Budget(limits=Limits(max_cost=1000.0), profile=PRICED, before=Spent(cost=980.0)), "has cost 980.0"),
+    ],
+)
+def test_a_run_ends_before_it_has_spent_more_than_it_may_and_keeps_what_is_done(project, store, one_ray, budget, said):
+    ended, steps = start(project, store, lambda: contextlib.nullcontext(Counted()), budget=budget)
+    assert ended == "interrupted"
+    events = history(store.storage, "one")
+    assert said in events[-1].data["why"]
+    assert (steps["a"].state, steps["d"].state) == ("done", "waiting"), "what ran when it ended could finish"
+    assert [e.data["nodes"] for e in events if e.kind == "nodes"] == ([] if budget.profile is None else [{"gpu": 1}])
+    assert start(project, store, lambda: contextlib.nullcontext(Pool()), name="two")[0] == "done"
+
+
+def test_a_run_that_is_asked_to_stop_ends_and_says_so(project, store, ray_local):
+    stops.ask(store.storage, "one")
+    assert start(project, store, ray_local)[0] == "interrupted"
+    assert history(store.storage, "one")[-1].data == {"status": "interrupted", "why": "it was asked to stop"}
+    stops.withdraw(store.storage, "one")
+    said, steps = start(project, store, ray_local)
+    assert said == "done"
+    assert steps["a"].state == "done"

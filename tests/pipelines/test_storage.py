@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines import processes
+from cluster import processes
 from pipelines.storage import s3, s3_client
 from pipelines.storage.base import (
     DamagedFolder,

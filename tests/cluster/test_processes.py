@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from pipelines import processes
+from cluster import processes
 
 
 def test_this_process_lives_and_none_of_another_machine_is_known_to():

@@ -18,7 +18,12 @@ MACHINE = 0xEFFFFFFC  # what Linux calls the space of process numbers that is no
 
 def this() -> dict[str, Any]:
     """This process as JSON: a number alone may come again, with the time of its birth it does not."""
-    return {"host": host(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return of(os.getpid())
+
+
+def of(pid: int) -> dict[str, Any]:
+    """A process of this machine as JSON."""
+    return {"host": host(), "pid": pid, "born": _born(pid)}
 
 
 def host() -> str:

@@ -1,0 +1,1 @@
+"""What `lfm cluster` does: a module for each action, with a function `act`."""

@@ -1,0 +1,113 @@
+"""What a run has spent, and whether it may go on. Pure: no Ray, no clock, no files."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.profile import Profile
+from pipelines.lineage import Event, by_driver
+
+HOUR_S = 3600.0
+DRAIN_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What all drivers of a run may spend together.
+
+    Attributes:
+        deadline_s: Seconds for which they may work.
+        max_cost: What the machines may cost meanwhile, in the profile's currency.
+    """
+
+    deadline_s: float = math.inf
+    max_cost: float = math.inf
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one at all."""
+        return min(self.deadline_s, self.max_cost) < math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Seconds of drivers, and what the machines have cost in them, whoever has used these."""
+
+    seconds: float = 0.0
+    cost: float = 0.0
+
+    def after(self, seconds: float, nodes: Mapping[str, float], profile: Profile | None) -> "Spent":
+        """The same after some more seconds with so many machines of each group, the head besides."""
+        return Spent(seconds=self.seconds + seconds, cost=self.cost + _cost(seconds, nodes, profile))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a driver has to know about what its run spends.
+
+    Attributes:
+        limits: What it may spend.
+        profile: Has the prices; without one nothing costs anything, and no machines are counted.
+        before: What the drivers before have spent.
+    """
+
+    limits: Limits = Limits()
+    profile: Profile | None = None
+    before: Spent = Spent()
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that steps get to keep what they have, when the run ends before they do."""
+        return DRAIN_S if self.profile is None else self.profile.drain_s
+
+
+def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0) -> Spent:
+    """What the events of a run tell: from one ``nodes`` event to the next there were so many machines.
+
+    Args:
+        events: All of one run.
+        profile: Has the prices; without one nothing costs anything.
+        now: The time, where the last driver lives.
+    """
+    so_far = Spent()
+    drivers = by_driver(events)
+    for own in drivers:
+        moments = [*own[1:], Event("now", time=now)] if now and own is drivers[-1] else own[1:]
+        since = own[0].time
+        nodes: dict[str, float] = {}
+        for event in moments:
+            so_far = so_far.after(max(0.0, event.time - since), nodes, profile)
+            since = max(since, event.time)
+            nodes = dict(event.data["nodes"]) if event.kind == "nodes" else nodes
+    return so_far
+
+
+def passed(limits: Limits, so_far: Spent, ahead_s: float, nodes: Mapping[str, float], profile: Profile | None) -> str:
+    """Why a run has to end now; nothing where it may go on.
+
+    Args:
+        limits: What it may spend.
+        so_far: What it has spent.
+        ahead_s: Seconds until somebody looks again, and until all that runs has ended then.
+        nodes: How many machines of each group there are.
+        profile: Has the prices.
+    """
+    then = so_far.after(ahead_s, nodes, profile)
+    if then.seconds > limits.deadline_s:
+        return (
+            f"it has worked for {so_far.seconds / HOUR_S:.2f} h, and would pass its deadline of "
+            f"{limits.deadline_s / HOUR_S:.2f} h. Go on with a larger --deadline"
+        )
+    if then.cost > limits.max_cost:
+        currency = profile.currency if profile is not None else ""
+        return (
+            f"it has cost {so_far.cost:.2f} {currency}, and would pass its --max-cost of {limits.max_cost:.2f}. "
+            "Go on with a larger one"
+        )
+    return ""
+
+
+def _cost(seconds: float, nodes: Mapping[str, float], profile: Profile | None) -> float:
+    if profile is None:
+        return 0.0
+    return profile.cost({n: c for n, c in nodes.items() if n in profile.groups}, seconds / HOUR_S)
