@@ -153,6 +153,9 @@ def test_a_pipeline_becomes_a_job_that_goes_on_and_a_service_of_what_it_makes(fo
     (deployment,) = application["deployments"]
     assert deployment["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 1, "accelerator_type": "L4"}
 
+    ports = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {"name": "serve", "containerPort": 8001} in ports
+
     again, _ = render("p.yaml", "small.yaml", "--set", "base.max_steps=5", "--label", "team=research")
     assert again == job, "the same run, whoever renders it"
     (other,) = render("p.yaml", "small.yaml", "--kind", "RayJob")
