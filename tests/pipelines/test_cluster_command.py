@@ -97,8 +97,10 @@ def test_no_file_is_overwritten(tmp_path, capsys):
     file = tmp_path / "p.yaml"
     file.write_text("mine")
     assert main(["cluster", "init", str(file)]) == 2
-    assert "there is one already, expected a new file" in capsys.readouterr().err
+    assert "p.yaml': file exists, expected a new file in a folder that is there." in capsys.readouterr().err
     assert file.read_text() == "mine"
+    assert main(["cluster", "init", str(tmp_path / "none" / "p.yaml")]) == 2
+    assert "p.yaml': no such file or directory, expected a new file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("place", "kind"), [("kuberay", "RayCluster"), ("aws", None), ("gcp", None)])
