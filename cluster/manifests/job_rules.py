@@ -136,6 +136,18 @@ def _renewed(service: Document) -> Said:
             yield annotations, f"{RUN}={said!r}, expected {named[1]!r} as in its {where.rpartition('.')[2]}"
 
 
+def _port(service: Document) -> Said:
+    """Kubernetes sends requests to the head's port that is called ``serve``."""
+    wanted = at(_read(at(service, "spec.serveConfigV2", "")), "http_options.port", 8000)
+    containers = at(service, "spec.rayClusterConfig.headGroupSpec.template.spec.containers") or [{}]
+    ports = {p.get("name"): p.get("containerPort") for p in containers[0].get("ports", [])}
+    said = ports.get("serve")
+    if said != wanted:
+        yield "spec.rayClusterConfig.headGroupSpec.template", f"port serve={said}, expected {wanted} as in its config"
+    elif list(ports.values()).count(said) > 1:
+        yield "spec.serveConfigV2.http_options.port", f"{said}, expected one on which nothing of Ray listens"
+
+
 def served(config: Document) -> Iterator[tuple[str, str]]:
     """What must hold of a config of Ray Serve."""
     applications = config.get("applications") or []
@@ -160,6 +172,6 @@ JOB_RULES: Rules = {
     "deadlines": _deadlines,
     "package": _environment,
 }
-SERVICE_RULES: Rules = {"endpoints": _endpoints, "renewed": _renewed}
+SERVICE_RULES: Rules = {"endpoints": _endpoints, "renewed": _renewed, "port": _port}
 SERVE_RULES: Rules = {"endpoints": served}
 ANY_RULES: Rules = {"written-secrets": _written}

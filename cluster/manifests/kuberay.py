@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -32,7 +33,7 @@ def ray_job(profile: Profile, job: Job) -> dict[str, Any]:
     environment = runtime_env(job.package, profile.pip)
     spec = {
         "entrypoint": shlex.join(job.words),
-        **({"runtimeEnvYAML": yaml.safe_dump(environment, sort_keys=False)} if environment else {}),
+        **({"runtimeEnvYAML": yaml.safe_dump(environment, sort_keys=False, width=sys.maxsize)} if environment else {}),
         "metadata": {"run": job.run},
         "submissionMode": "HTTPMode",  # no pod besides, which a node could take with it
         "backoffLimit": RETRIES,
@@ -51,9 +52,9 @@ def ray_service(profile: Profile, job: Job) -> dict[str, Any]:
     assert job.endpoint is not None, job
     config = serve_config(job.endpoint, store=profile.storage, environment=runtime_env(job.package, profile.pip))
     spec = {
-        "serveConfigV2": yaml.safe_dump(config, sort_keys=False),
+        "serveConfigV2": yaml.safe_dump(config, sort_keys=False, width=sys.maxsize),
         "upgradeStrategy": {"type": "NewCluster"},
-        "rayClusterConfig": _cluster(profile, job.run),
+        "rayClusterConfig": _cluster(profile, job.run, job.endpoint.port),
     }
     return _document("RayService", profile, named(job.endpoint.name, at_most=MAX_JOB), job.labels, spec)
 
@@ -66,7 +67,7 @@ def _document(
     return {"apiVersion": API, "kind": kind, "metadata": metadata, "spec": dict(spec)}
 
 
-def _cluster(profile: Profile, run: str = "") -> dict[str, Any]:
+def _cluster(profile: Profile, run: str = "", port: int = 0) -> dict[str, Any]:
     kind, _, secret = profile.token.partition(":")
     computes = profile.head.steps or not profile.groups
     about = {STEPS: str(computes).lower(), **({RUN: run} if run else {})}
@@ -77,7 +78,7 @@ def _cluster(profile: Profile, run: str = "") -> dict[str, Any]:
             "rayStartParams": {"dashboard-host": "0.0.0.0"},
             "resources": resources(profile.head, computes=computes),
             "labels": labels(HEAD, profile.head),
-            "template": template(profile, profile.head, annotations=about),
+            "template": template(profile, profile.head, annotations=about, port=port),
         },
     }
     if not profile.groups:

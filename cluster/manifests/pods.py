@@ -22,17 +22,18 @@ UNDISTURBED = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubern
 """What keeps those who tidy up nodes from moving a pod."""
 FALLBACK, STEPS, RUN = (f"learn-from-model/{name}" for name in ("fallback", "steps", "run"))
 """Annotations: the group that stands in for a spot one, whether steps may compute on the head, and whose run it is."""
-PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
+PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001}
 
 
-def template(profile: Profile, machine: Machine, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The pod of one machine."""
+def template(
+    profile: Profile, machine: Machine, *, annotations: Mapping[str, str] | None = None, port: int = 0
+) -> dict[str, Any]:
+    """The pod of one machine; of a head that serves, `port` is where."""
     spot = isinstance(machine, Group) and machine.market == "spot"
-    head = isinstance(machine, Head)
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": math.ceil(profile.drain_s) + GRACE_S,
-        "containers": [_container(profile, machine, "ray-head" if head else "ray-worker")],
+        "containers": [_container(profile, machine)],
     }
     if profile.service_account:
         spec["serviceAccountName"] = profile.service_account
@@ -40,6 +41,9 @@ def template(profile: Profile, machine: Machine, *, annotations: Mapping[str, st
         spec["nodeSelector"] = dict(machine.node_selector)
     if not spot or not machine.node_selector:  # whoever names spot nodes knows them better
         spec["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _nodes(spot=spot)}}
+    if isinstance(machine, Head):
+        ports = {**PORTS, **({"serve": port} if port else {})}
+        spec["containers"][0]["ports"] = [{"name": n, "containerPort": p} for n, p in ports.items()]
     taints = [*(SPOT_TAINTS if spot else ()), *((GPU,) if machine.gpus else ())]
     if taints:
         spec["tolerations"] = [{"key": t, "operator": "Exists", "effect": "NoSchedule"} for t in taints]
@@ -59,20 +63,18 @@ def resources(machine: Machine, *, computes: bool = True) -> dict[str, str]:
     return {"CPU": str(int(machine.cpus)), "memory": str(int(machine.memory)), **kinds}
 
 
-def _container(profile: Profile, machine: Machine, name: str) -> dict[str, Any]:
+def _container(profile: Profile, machine: Machine) -> dict[str, Any]:
     asked = {"cpu": str(int(machine.cpus)), "memory": quantity(machine.memory_gib)}
     if machine.disk_gib:
         asked["ephemeral-storage"] = quantity(machine.disk_gib)
     if machine.gpus:
         asked[GPU] = str(machine.gpus)
     made: dict[str, Any] = {
-        "name": name,
+        "name": "ray-head" if isinstance(machine, Head) else "ray-worker",
         "image": profile.image,
         "resources": {"requests": dict(asked), "limits": asked},
         "env": [{"name": k, "value": v} for k, v in variables(profile).items()],
     }
-    if name == "ray-head":
-        made["ports"] = [{"name": n, "containerPort": p} for n, p in PORTS.items()]
     if profile.secrets:
         made["envFrom"] = [{"secretRef": {"name": s}} for s in profile.secrets]
     if profile.shared:

@@ -107,7 +107,7 @@ def jobs(draw, profile):
         gpus=draw(st.sampled_from([0, 0.5, 1])),
         accelerator=draw(st.sampled_from(["", "H100"])),
         memory=draw(st.sampled_from([0, 1 << 30])),
-        port=draw(st.integers(1, 65535)),
+        port=draw(st.integers(20000, 65535)),
     )
     return Job(run=run, words=words, package=package, endpoint=draw(st.sampled_from([None, endpoint])),
                labels=draw(labels))  # fmt: skip

@@ -48,14 +48,15 @@ def check(profile, found):
         assert not broken(document)
 
 
-@settings(max_examples=25, **QUIET)
+@pytest.mark.slow
+@settings(max_examples=100, **QUIET)
 @given(rendered())
 def test_documents_of_any_profile_fit_their_schemas_and_break_no_rule(made):
     check(*made)
 
 
 @pytest.mark.soak
-@settings(max_examples=1500, **QUIET)
+@settings(max_examples=1000, **QUIET)
 @given(rendered())
 def test_documents_of_many_profiles_do(made):
     check(*made)

@@ -50,6 +50,7 @@ def sound():
 
 SOUND = sound()
 HEAD, WORKERS = "spec.headGroupSpec", "spec.workerGroupSpecs"
+SERVING = "spec.rayClusterConfig.headGroupSpec.template"
 CPU, ON_DEMAND, SPOT = (f"{WORKERS}.{n}" for n in range(3))
 START, TYPES = "head_start_ray_commands", "available_node_types"
 LIMITS = "template.spec.containers.0.resources.limits"
@@ -87,7 +88,9 @@ BAD = [
     ("head-store", "RayCluster", {"spec.gcsFaultToleranceOptions": {"storage": {"claimName": "gcs"}}}),
     ("queue", "RayJob", {"metadata.labels.kueue.x-k8s.io/queue-name": "gpus"}),
     ("labels", "RayJob", {"metadata.labels.team": "research and more"}),
-    ("renewed", "RayService", {f"spec.rayClusterConfig.headGroupSpec.template.metadata.annotations.{RUN}": "older"}),
+    ("renewed", "RayService", {f"{SERVING}.metadata.annotations.{RUN}": "older"}),
+    ("port", "RayService", {f"{SERVING}.spec.containers.0.ports.1.containerPort": 8000}),
+    ("port", "RayService", {f"{SERVING}.spec.containers.0.ports": []}),
     ("image", "RayCluster", {f"{CPU}.template.spec.containers": []}),
     ("ray-start-labels", "RayCluster", {f"{CPU}.rayStartParams.labels": "a=b"}),
     ("resources-twice", "RayCluster", {f"{CPU}.rayStartParams.num-cpus": "16"}),

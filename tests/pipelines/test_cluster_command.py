@@ -97,8 +97,10 @@ def test_no_file_is_overwritten(tmp_path, capsys):
     file = tmp_path / "p.yaml"
     file.write_text("mine")
     assert main(["cluster", "init", str(file)]) == 2
-    assert "there is one already, expected a new file" in capsys.readouterr().err
+    assert "p.yaml': file exists, expected a new file in a folder that is there." in capsys.readouterr().err
     assert file.read_text() == "mine"
+    assert main(["cluster", "init", str(tmp_path / "none" / "p.yaml")]) == 2
+    assert "p.yaml': no such file or directory, expected a new file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("place", "kind"), [("kuberay", "RayCluster"), ("aws", None), ("gcp", None)])
@@ -152,6 +154,9 @@ def test_a_pipeline_becomes_a_job_that_goes_on_and_a_service_of_what_it_makes(fo
     assert application["args"] == {"store": f"{folder}/nfs/lfm", "name": "helper", **parts}
     (deployment,) = application["deployments"]
     assert deployment["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 1, "accelerator_type": "L4"}
+
+    ports = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {"name": "serve", "containerPort": 8001} in ports
 
     again, _ = render("p.yaml", "small.yaml", "--set", "base.max_steps=5", "--label", "team=research")
     assert again == job, "the same run, whoever renders it"

@@ -7,15 +7,15 @@ from cluster.template import template
 from lfm.errors import LfmError
 
 
-class FileThere(LfmError, FileExistsError):
-    """A file that would be overwritten."""
+class ProfileNotWritten(LfmError, OSError):
+    """A place where no profile can be written, or where there is something already."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, what)
+        self.path, self.what = path, what
 
     def __str__(self) -> str:
-        return f"{self.path!r}: there is one already, expected a new file. Give another name, or delete it."
+        return f"{self.path!r}: {self.what}, expected a new file in a folder that is there. Give another name."
 
 
 def act(arguments: Namespace) -> int:
@@ -27,7 +27,7 @@ def act(arguments: Namespace) -> int:
     try:
         with Path(arguments.profile).open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise FileThere(arguments.profile) from None
+    except OSError as error:
+        raise ProfileNotWritten(arguments.profile, (error.strerror or str(error)).lower()) from error
     print(f"wrote {arguments.profile}, a profile for {arguments.place}: change what is not as you have it")
     return 0

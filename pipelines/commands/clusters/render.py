@@ -40,6 +40,18 @@ class NoSuchDocument(LfmError, ValueError):
         return f"--kind: {self.kind!r}, expected a document that there is here. {near(self.kind, self.known)}"
 
 
+class _Readable(yaml.SafeDumper):
+    """Texts of several lines, such as a config inside of a document, stay lines."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text.rstrip("\n") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Readable.add_representer(str, _text)
+
+
 def act(arguments: Namespace) -> int:
     """Print the documents of a profile, and of a pipeline on it."""
     if not arguments.profile:
@@ -67,7 +79,7 @@ def written(made: Mapping[str, Mapping[str, Any]], run: str = "") -> str:
     texts = []
     for kind, document in made.items():
         about = f"# {kind}: {ABOUT[kind].format(run=run)}\n"
-        texts.append(about + yaml.safe_dump(document, sort_keys=False, width=120))
+        texts.append(about + yaml.dump(document, Dumper=_Readable, sort_keys=False, width=sys.maxsize))
     return "---\n".join(texts)
 
 
