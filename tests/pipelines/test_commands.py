@@ -45,7 +45,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
     ("words", "said"),
     [
         (("plam", "a.yaml"), "lfm: no command is called 'plam'. Did you mean 'plan'?"),
-        (("zzz",), "lfm: no command is called 'zzz'. Known: export, gc, lineage, "),
+        (("zzz",), "lfm: no command is called 'zzz'. Known: cluster, export, gc, lineage, "),
         (("methods", "--jsn"), "lfm methods: no option is called '--jsn'. Did you mean '--json'?"),
         (("methods", "--nam"), "lfm methods: no option is called '--nam'. Known: --json."),
         (("plan", "a.yaml", "b", "--unti=b"), "lfm plan: no option is called '--unti'. Did you mean '--until'?"),
