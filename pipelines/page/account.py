@@ -1,6 +1,6 @@
 """Store -> everything that the page says of a run, read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,15 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A time in which a cluster had as many machines of each node group, the head besides."""
+
+    began: float
+    ended: float
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
     """A run.
 
@@ -88,6 +97,7 @@ class Account:
         now: When the page was made, where that shows: in a run that goes on. Else 0.
         steps: By name, in an order in which they could run.
         ancestors: What the last artifact came from.
+        machines: How many there were from when to when; nothing where nobody has counted them.
     """
 
     run: str
@@ -99,6 +109,7 @@ class Account:
     now: float
     steps: Mapping[str, Step]
     ancestors: Sequence[Ancestor]
+    machines: Sequence[Span] = ()
 
     @property
     def inputs(self) -> Mapping[str, Mapping[str, str]]:
@@ -131,7 +142,15 @@ def account(store: Store, run: str, *, now: float) -> Account:
         now=until,
         steps=steps,
         ancestors=_ancestors(store, run, last) if last is not None else (),
+        machines=tuple(span for own in drivers for span in _spans(own, until if own is drivers[-1] else 0.0)),
     )
+
+
+def _spans(own: Sequence[Event], now: float) -> Iterator[Span]:
+    """What one driver has counted, each until it counted anew or ended."""
+    told = [e for e in own if e.kind == "nodes"]
+    for event, after in zip(told, [*(e.time for e in told[1:]), now or own[-1].time], strict=False):
+        yield Span(began=event.time, ended=after, counts=event.data["nodes"])
 
 
 def in_order(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

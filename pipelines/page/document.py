@@ -11,6 +11,7 @@ from pipelines.page.ancestry import ancestors
 from pipelines.page.curves import curves
 from pipelines.page.graph import graph, lit
 from pipelines.page.intervals import gates
+from pipelines.page.machines import machines
 from pipelines.page.markup import Markup, element, joined
 from pipelines.page.results import delivered, evaluated, facts
 from pipelines.page.scales import took
@@ -147,6 +148,7 @@ SECTIONS: dict[str, Callable[[Account], Markup | None]] = {
     "Gate": gates,
     "Registered and served": delivered,
     "Timeline": timeline,
+    "Machines": machines,
     # What a gate measures from one requirement to the next is no curve: it has its own part.
     "Curves": lambda account: curves([s for s in account.steps.values() if s.planned["operator"] != "gate"]),
     "Steps": details,

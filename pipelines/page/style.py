@@ -148,6 +148,7 @@ b { font-weight: 650; }
 .track .bar { top: 5px; bottom: 5px; min-width: 3px; border-radius: 2px; background: currentColor; }
 .track .bar.failed, .track .bar.interrupted { background: repeating-linear-gradient(-45deg, currentColor 0 3px,
   transparent 3px 5px); outline: 1px solid currentColor; outline-offset: -1px; }
+.track .count { min-width: 1px; background: var(--c0); }
 .ruler .pause { font-size: 10.5px; }
 
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 14px; }

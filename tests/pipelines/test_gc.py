@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from pipelines import garbage as module, processes
+from cluster import processes
+from pipelines import garbage as module
 from pipelines.__main__ import main
 from pipelines.ancestry import ancestry
 from pipelines.commands import run as command

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from pipelines import leases as module, processes
+from cluster import processes
+from pipelines import leases as module
 from pipelines.leases import BEAT_S, LEASE_S, Leases
 from pipelines.storage.base import StorageFailed
 from pipelines.store import canonical

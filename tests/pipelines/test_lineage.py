@@ -9,7 +9,8 @@ import sys
 import psutil
 import pytest
 
-from pipelines import lineage, processes
+from cluster import processes
+from pipelines import lineage
 from pipelines.lineage import (
     Event,
     Journal,

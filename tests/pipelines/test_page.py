@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import psutil
 import pytest
 
-from pipelines import lineage, processes
+from cluster import processes
+from pipelines import lineage
 from pipelines.__main__ import main
 from pipelines.lineage import Event, Journal
 from pipelines.page.account import account
@@ -161,6 +162,22 @@ def test_a_finished_run_shows_its_steps_times_and_what_it_came_from(told):
     assert [h for h in ("What went wrong", "Evaluations", "Gate", "Curves") if h in page.text] == []
 
 
+def test_machines_are_drawn_from_when_they_came_to_when_they_went(told):
+    run = told({"a": {"data": "text"}})
+    assert 'id="machines"' not in document(run.account()), "nobody has counted any"
+    run.tell("nodes", nodes={"cpu": 1})
+    run.tell("nodes", after=10.0, nodes={"cpu": 1, "l4": 2})
+    run.tell("nodes", after=20.0, nodes={"l4": 4})
+    run.tell("nodes", after=30.0, nodes={})
+    run.finish()
+    html = document(run.account())
+    rows = re.findall(r'<tr><th scope="row">(?:cpu|l4).*?</tr>', html)
+    cpu, l4 = (Page(row).all("i") for row in rows)
+    assert [i["title"] for i in cpu] == ["1 from +1.0 s to +11.0 s", "1 from +11.0 s to +31.0 s"]
+    assert [i["title"] for i in l4] == ["2 from +11.0 s to +31.0 s", "4 from +31.0 s to +1 min 1 s"]
+    assert [i["style"].rpartition("top:")[2] for i in l4] == ["55%", "10%"], "as high as there are"
+
+
 def test_a_failed_run_says_so_first_and_how_to_go_on(told):
     run = told().done("a").start("b").fail("b").finish("failed")
     page = run.page()
@@ -276,7 +293,7 @@ def test_while_a_resumed_run_goes_on_what_its_first_driver_left_stays_interrupte
     run.time += 7200
     run.begin()
     run.reuse("a", RUN).start("b")
-    monkeypatch.setattr(lineage, "driver", lambda storage, run: 1)
+    monkeypatch.setattr(lineage, "lives", lambda storage, run: True)
     found = run.account(now=run.time + 30)
     assert [(a.state, a.ended - a.began) for a in found.steps["b"].attempts] == [
         ("interrupted", 0.0),

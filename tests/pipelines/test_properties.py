@@ -22,8 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from ray.exceptions import NodeDiedError, WorkerCrashedError
 
+from cluster import processes
 from operators.artifact import Dataset
-from pipelines import execute as executing, processes
+from pipelines import execute as executing
 from pipelines.execute import Task, execute
 from pipelines.lineage import Event, Journal, by_driver, history, states
 from pipelines.plan import PlannedStep

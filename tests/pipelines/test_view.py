@@ -114,7 +114,7 @@ def test_a_killed_run_and_its_steps_end_with_the_last_report(killed, typed):
 
 
 def test_a_run_that_goes_on_took_the_time_until_now(killed, typed, monkeypatch):
-    monkeypatch.setattr(lineage, "driver", lambda storage, run: 1)
+    monkeypatch.setattr(lineage, "lives", lambda storage, run: True)
     for command in (show, ps):
         monkeypatch.setattr(command, "time", SimpleNamespace(time=lambda: BEGAN + 101))
     said = json.loads(typed("show", "r", "--json"))
@@ -158,7 +158,7 @@ def test_what_endpoints_were_up_for_is_told_apart_from_the_work(store, typed, mo
     run.commit("prepared")
     run.write("serving", endpoints=[])
     if lives:
-        monkeypatch.setattr(lineage, "driver", lambda storage, run: 1)
+        monkeypatch.setattr(lineage, "lives", lambda storage, run: True)
         monkeypatch.setattr(show, "time", SimpleNamespace(time=lambda: BEGAN + 3604))
     else:
         run.clock += 3599
