@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lfm.distillation.forward_kl import ForwardKL
 from lfm.soft_targets import Dense, chunked_distillation
-from pipelines.__main__ import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent
 METHOD = ForwardKL(temperature=2.0)
 OURS, DENSE = "chunked", "dense"
 MIB = 1 << 20
@@ -26,17 +26,17 @@ MIB = 1 << 20
 Given = tuple[Tensor, Tensor, Dense]
 
 
-def drawn(tokens: int, vocabulary: int, width: int) -> Given:
+def drawn(tokens: int, vocabulary: int, width: int, device: torch.device | None = None) -> Given:
     """A student's hidden states and head, and a teacher of twice its width."""
     torch.manual_seed(0)
-    hidden, weight = (torch.randn(n, width).requires_grad_() for n in (tokens, vocabulary))
-    theirs = [torch.randn(n, 2 * width) for n in (tokens, vocabulary)]
+    hidden, weight = (torch.randn(n, width, device=device).requires_grad_() for n in (tokens, vocabulary))
+    theirs = [torch.randn(n, 2 * width, device=device) for n in (tokens, vocabulary)]
     return hidden, weight, Dense(hidden=theirs[0], weight=theirs[1], temperature=METHOD.temperature)
 
 
-def chunked(hidden: Tensor, weight: Tensor, teacher: Dense) -> float:
+def chunked(hidden: Tensor, weight: Tensor, teacher: Dense, *, chunk: int | None = None) -> float:
     """Ours."""
-    loss = chunked_distillation(hidden, weight, teacher, METHOD) / len(hidden)
+    loss = chunked_distillation(hidden, weight, teacher, METHOD, chunk=chunk) / len(hidden)
     loss.backward()
     return float(loss.detach())
 

@@ -36,8 +36,12 @@ def section(name: str, kept: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{k} {v}" for k, v in kept["versions"].items())
     yield f"## {name}\n\n{kept['date']}, {kept['machine']}, Python {kept['python']}, {versions}."
     yield f"One-minute load at the end, this run's own included: {kept['load']}.\n"
+    if "device" in kept:
+        yield f"Computed on: {kept['device']}.\n"
     if "figures" in kept:
         yield from table(COLUMNS, [figure(f) for f in kept["figures"]])
+    if kept.get("remarks"):
+        yield from ("", *(f"- {remark}" for remark in kept["remarks"]))
     if "rows" in kept:
         yield f"{kept['setting']}; seeds {', '.join(map(str, kept['options']['seeds']))}.\n"
         yield from table(ROWS, [row(r) for r in kept["rows"]])

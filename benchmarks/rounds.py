@@ -1,14 +1,17 @@
 """Rivals measured in turns, and what is said of them: the median of each and its ratio to a named baseline."""
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +47,23 @@ class Figure:
     aim: str = ""
 
 
-def interleaved(rivals: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    rivals: Mapping[str, Callable[[int], float]], rounds: int, *, until: float = math.inf
+) -> dict[str, list[float]]:
     """Let each rival measure itself once per round; who goes first changes, so that nobody always follows the same.
 
     Args:
         rivals: Called with the round's number, each gives one value.
         rounds: How many rounds.
+        until: No round but the first begins that would not be over then, by `time.monotonic`, if it took as long as
+            those before.
     """
     names = list(rivals)
     found: dict[str, list[float]] = {n: [] for n in names}
+    began = time.monotonic()
     for number in range(rounds):
+        if number and time.monotonic() + (time.monotonic() - began) / number > until:
+            break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             found[name].append(rivals[name](number))
     return found
@@ -89,11 +99,16 @@ def command_line(what: str, *, rounds: int) -> argparse.ArgumentParser:
 
 def said(figures: Sequence[Figure], asked: argparse.Namespace, **more: Any) -> None:
     """Print figures, and keep them, and `more`, where a file is named."""
-    for f in figures:
-        spread = f"{f.low:.3g} to {f.high:.3g} in {f.rounds} rounds"
-        print(f"{f.what}: {f.value:.4g} {f.unit}, {f.baseline}: {f.baseline_value:.4g} {f.unit}")
-        print(f"    ratio {f.ratio:.3g} ({spread})" + (f"; aim {f.aim}" if f.aim else ""))
+    for figure in figures:
+        told(figure)
     keep(asked, figures=[asdict(f) for f in figures], **more)
+
+
+def told(f: Figure) -> None:
+    """Print a figure."""
+    spread = f"{f.low:.3g} to {f.high:.3g} in {f.rounds} rounds"
+    print(f"{f.what}: {f.value:.4g} {f.unit}, {f.baseline}: {f.baseline_value:.4g} {f.unit}")
+    print(f"    ratio {f.ratio:.3g} ({spread})" + (f"; aim {f.aim}" if f.aim else ""), flush=True)
 
 
 def keep(asked: argparse.Namespace, **found: Any) -> None:
@@ -109,9 +124,15 @@ def surroundings() -> dict[str, Any]:
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": dict(_versions()),
         "date": f"{datetime.now(tz=UTC):%Y-%m-%d}",
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # a script that needs it says so
+            yield name, version(name)
 
 
 def _processor() -> str:

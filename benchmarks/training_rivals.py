@@ -1,13 +1,16 @@
 """What the trainer is measured against: a loop as one writes it by hand, and Hugging Face's `Trainer`."""
 
+import contextlib
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
 from lfm.tuning.base import Tune
 from operators.artifact import Model
@@ -15,6 +18,11 @@ from operators.data.batches import IGNORED, Rows, global_batch
 from operators.learning.learner import Place, adamw
 from operators.training import Training
 from operators.tuning import learner
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The mean loss of some rows, from their tokens, positions and targets."""
+
+CPU = torch.device("cpu")
 
 
 class Clock:
@@ -24,9 +32,9 @@ class Clock:
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self.curve: list[float] = []
+        self.curve: list[Any] = []
 
-    def progress(self, done: int, total: int, *, loss: float, **measures: float) -> None:
+    def progress(self, done: int, total: int, *, loss: Any, **measures: float) -> None:
         """A step is done."""
         self.times.append(self.now())
         self.curve.append(loss)
@@ -46,27 +54,65 @@ class Clock:
         """The median step but for the first, which allocates."""
         return statistics.median(np.diff(self.times))
 
+    def after(self, warm: int) -> float:
+        """Seconds of a step: the mean of those after the first `warm`, at whose end and last the device was done."""
+        return (self.times[-1] - self.times[warm - 1]) / (len(self.times) - warm)
+
 
 def bare(model: Model, rows: Rows, method: Tune, training: Training) -> Clock:
     """What one writes by hand."""
+    whole = learner(model.path, method, training, Place())
+    return by_hand(whole, cross_entropy_of(whole), rows, training)
+
+
+def cross_entropy_of(whole: Any) -> Loss:
+    """The loss of the next token, by hand: of all logits at once."""
+
+    def loss(ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        logits = whole(input_ids=ids, position_ids=positions, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    return loss
+
+
+def by_hand(
+    whole: Any, loss_of: Loss, rows: Rows, training: Training, *, device: torch.device = CPU, warm: int = 1
+) -> Clock:
+    """A loop as one writes it, which waits for the device only after `warm` steps and at the end."""
     clock = Clock()
-    whole = learner(model.path, method, training, Place()).train()
+    whole.to(device).train()
     learnt = {n: p for n, p in whole.named_parameters() if p.requires_grad}
     optimizer = adamw(learnt, training)
     steps = training.steps(len(rows))
     for step in range(steps):
         where = global_batch(len(rows), step, training.batch_size, training.seed)
-        ids, positions, targets = (torch.from_numpy(x[where]).long() for x in (rows.ids, rows.positions, rows.targets))
-        logits = whole(input_ids=ids, position_ids=positions, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        given = (torch.from_numpy(x[where]).long().to(device) for x in (rows.ids, rows.positions, rows.targets))
+        with autocast(training, device):
+            loss = loss_of(*given)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learnt.values(), training.clip_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step, steps)
         optimizer.step()
         optimizer.zero_grad()
-        clock.progress(step + 1, steps, loss=float(loss.detach()))
+        if step + 1 in (warm, steps):
+            waited(device)
+        clock.progress(step + 1, steps, loss=loss.detach())
+    clock.curve = [float(loss) for loss in clock.curve]
     return clock
+
+
+def autocast(training: Training, device: torch.device) -> Any:
+    """What a forward pass runs in."""
+    if training.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, training.precision))
+
+
+def waited(device: torch.device) -> None:
+    """Return when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def trainer(model: Model, rows: Rows, method: Tune, training: Training, folder: Path) -> Clock:

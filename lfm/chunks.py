@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21  # logits at once, 8 MB in float32: small beside a model, large enough for the matrix product
+GPU_ELEMENTS = 1 << 26  # 256 MB: with fewer tokens, to read the head for each chunk takes longer than to multiply by it
 
 PerChunk = Callable[[Float[Tensor, "tokens vocab"], slice], Float[Tensor, ""]]
 """The sum of the loss of one chunk, from its logits and its place among the tokens."""
@@ -32,16 +33,17 @@ def chunked(
         weight: The head's weight.
         bias: The head's bias.
         loss: Called with the logits of each chunk; what else it needs it takes by the slice.
-        chunk: Tokens at once; None takes as many as `CHUNK_ELEMENTS` logits are.
+        chunk: Tokens at once; None takes as many as `chunk_size` says.
     """
-    size = chunk or chunk_size(len(weight))
+    size = chunk or chunk_size(len(weight), weight.device)
     total: Tensor = _Chunked.apply(hidden, weight, bias, loss, size, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return total
 
 
-def chunk_size(vocabulary: int) -> int:
-    """How many tokens' logits are held at once."""
-    return max(1, CHUNK_ELEMENTS // vocabulary)
+def chunk_size(vocabulary: int, device: torch.device | None = None) -> int:
+    """How many tokens' logits are held at once; on another device than a CPU, which None is, far more."""
+    on_cpu = device is None or device.type == "cpu"
+    return max(1, (CHUNK_ELEMENTS if on_cpu else GPU_ELEMENTS) // vocabulary)
 
 
 def chunked_cross_entropy(

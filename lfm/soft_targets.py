@@ -31,6 +31,11 @@ class Whole(ABC):
     def vocabulary(self) -> int:
         """How many entries a distribution has, of which the last may be padding."""
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they are computed."""
+
     @abstractmethod
     def __len__(self) -> int:
         """How many tokens there are."""
@@ -69,6 +74,11 @@ class Dense(Whole):
     def vocabulary(self) -> int:
         return len(self.weight)
 
+    @property
+    @override
+    def device(self) -> torch.device:
+        return self.weight.device
+
     @override
     def __len__(self) -> int:
         return len(self.hidden)
@@ -100,6 +110,11 @@ class Joint(Whole):
     @override
     def vocabulary(self) -> int:
         return self.members[0].vocabulary
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        return self.members[0].device
 
     @override
     def __len__(self) -> int:
@@ -143,7 +158,7 @@ def softened(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float
 
 def likeliest(teacher: Whole, k: int, vocabulary: int, *, chunk: int | None = None) -> TopK:
     """The `k` likeliest of the first `vocabulary` tokens at each place, without holding all distributions."""
-    size = chunk or chunk_size(teacher.vocabulary)
+    size = chunk or chunk_size(teacher.vocabulary, teacher.device)
     tokens, shares = [], []
     for start in range(0, len(teacher), size):
         everything = teacher.log_shares(slice(start, start + size), vocabulary)

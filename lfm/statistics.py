@@ -160,7 +160,8 @@ class Fisher(Statistic):
 def drawn(outcomes: Outcomes, places: int, seed: Sequence[int]) -> Int[Tensor, "places"]:
     """One label for each place from the model's distribution; which, the seed decides, whatever is computed where."""
     points = torch.from_numpy(np.random.default_rng(tuple(seed)).random(places))
-    size = chunk_size(outcomes.logits(slice(0, 1)).shape[-1])
+    first = outcomes.logits(slice(0, 1))
+    size = chunk_size(first.shape[-1], first.device)
     found = []
     for start in range(0, places, size):
         where = slice(start, min(places, start + size))

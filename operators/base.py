@@ -16,15 +16,16 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from lfm.errors import HyperparameterError, LfmError
 from lfm.method import FIELDS, Method
 from operators.artifact import KINDS, Artifact, kind_of
 from operators.resources import Resources as Resources
 from operators.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T", bound=Artifact)
 
@@ -78,8 +79,10 @@ class Parameter:
     default: Any
 
     @functools.cached_property
-    def adapter(self) -> TypeAdapter[Any]:
+    def adapter(self) -> "TypeAdapter[Any]":
         """What reads a value of it; made once: making one takes a millisecond."""
+        from pydantic import TypeAdapter  # here, so that a body runs where nothing of a pipeline is installed
+
         return TypeAdapter(self.hint)
 
     @property

@@ -132,6 +132,7 @@ def merge(
         learnt=learnt,
         method=method,
         dtype=dtype,
+        device=work.resources.device,
         folder=folder,
         shard_bytes=streaming.shard_bytes,
     )

@@ -94,7 +94,7 @@ def losses(
     )
     device = next(engine.model.parameters()).device
     sums, tokens = np.zeros(count), np.zeros(count, np.int64)
-    size = chunk_size(engine.head.size)
+    size = chunk_size(engine.head.size, device)
     for start in range(0, len(rows), batch_size):
         where = np.arange(start, min(len(rows), start + batch_size))
         batch = on_device(rows, where, device)

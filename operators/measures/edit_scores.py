@@ -272,7 +272,7 @@ def heard(engine: Native, asked: Sequence[Asked], *, base: Native | None = None,
         where="facts",
     )
     device = next(engine.model.parameters()).device
-    size = chunk_size(engine.head.size)
+    size = chunk_size(engine.head.size, device)
     found: dict[int, Heard] = {}
     for start in range(0, len(rows), batch_size):
         chosen = longest_last[start : start + batch_size]

@@ -53,6 +53,7 @@ class Job:
         learnt: How much of each expert to take, where that was learnt.
         folder: Where the merged weights go.
         dtype: What is stored; ``base`` keeps that of each parameter.
+        device: What torch calls what computes.
         shard_bytes: A file takes no further parameter beyond this.
     """
 
@@ -62,6 +63,7 @@ class Job:
     method: Merge
     learnt: Learnt | None = None
     dtype: str
+    device: str = "cpu"
     folder: Path
     shard_bytes: int
 
@@ -105,21 +107,24 @@ class Engine:
 
     def _scanned(self, piece: Piece, target: Target, found: Mapping[str, Tensor]) -> Tensor | None:
         tally = Tally()
+        found = self._here(found)
         for first, base, experts in self._stretches(piece, target):
             known = self._known(target, first, base)
-            tally.add(first, self.job.method.scan(target.source, base, experts, {**found, **known}))
+            part = self.job.method.scan(target.source, base, experts, {**found, **known})
+            tally.add(first, None if part is None else part.cpu())
         return tally.total()
 
     def _merged(self, piece: Piece, target: Target, found: Mapping[str, Tensor]) -> None:
         layer = {} if target.layer is None else {"layer": torch.tensor(target.layer)}
+        found = self._here({**found, **layer})
         with self.writer.opened(piece.name) as put:
             for first, base, experts in self._stretches(piece, target):
                 known = self._known(target, first, base)
-                value = self.job.method.merge(piece.name, base, experts, {**found, **known, **layer})
+                value = self.job.method.merge(piece.name, base, experts, {**found, **known})
                 if value.shape != base.shape:
                     fix = f"Correct {type(self.job.method).__name__}.merge."
                     raise ShapeError(f"merged {piece.name!r}", tuple(value.shape), tuple(base.shape), fix)
-                put(first, stored(piece.name, value, target.header.dtype))
+                put(first, stored(piece.name, value, target.header.dtype).cpu())
 
     def _copied(self, piece: Piece, target: Target) -> None:
         """What is the base's: as it is, where its dtype does not change."""
@@ -130,7 +135,11 @@ class Engine:
     def _known(self, target: Target, first: int, base: Tensor) -> Mapping[str, Tensor]:
         learnt = {} if self.job.learnt is None else self.job.learnt(target.source)
         measured = self.measured(target.source, first, tuple(base.shape)) if self.job.statistics else {}
-        return {**measured, **learnt}
+        return self._here({**measured, **learnt})
+
+    def _here(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is known, on the device that computes."""
+        return {name: value.to(self.job.device) for name, value in values.items()}
 
     def _stretches(self, piece: Piece, target: Target) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Where each begins, and base and experts there; the next one overwrites them."""
@@ -146,7 +155,7 @@ class Engine:
                 there.values(first, one)
                 for values, out in zip(opened, stack, strict=True):
                     values(first, one, out)
-                yield first, one, stack
+                yield first, one.to(self.job.device), stack.to(self.job.device)
 
 
 def planned(base: Model, source: Weights, num_experts: int, method: Merge, dtype: str) -> dict[str, Target]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -53,6 +52,8 @@ def network_of(folder: Path) -> Network:
     Raises:
         NetworkError: It does not say that.
     """
+    from pydantic import TypeAdapter, ValidationError  # language models need none of it
+
     try:
         made: Network = TypeAdapter(Network).validate_python(described(folder).get(KEY))
     except ValidationError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -103,6 +102,8 @@ def made_for(folder: Path) -> str:
 
 
 def _method(folder: Path, step: Any, kind: type[M]) -> M:
+    from pydantic import TypeAdapter, ValidationError  # what has no such folder needs none of it
+
     name = step.get("method") if isinstance(step, dict) else None
     method = catalog.find(name) if name in catalog.names() else None
     if method is None or not issubclass(method, kind):

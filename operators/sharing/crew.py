@@ -160,7 +160,11 @@ class Tasks:
 
         asks = self._resources
         task = ray.remote(_bundle).options(
-            name=act, num_cpus=asks.cpus_per_worker, memory=asks.memory or None, max_retries=0
+            name=act,
+            num_cpus=asks.cpus_per_worker,
+            num_gpus=asks.gpus_per_worker or None,
+            memory=asks.memory or None,
+            max_retries=0,
         )
         known, code, before = ray.put(dict(found)), brought(), nodes()
         waiting = iter(enumerate(bundles))

@@ -118,7 +118,7 @@ def test_losses_are_those_of_each_document_alone(model, measured, tmp_path):
 def test_how_many_rows_go_at_once_changes_nothing_but_noise(model, measured, tmp_path, monkeypatch):
     data = {"pairs": small.pairs(tmp_path / "pairs.jsonl"), "texts": small.texts(tmp_path / "texts.jsonl")}
     runs = [measured(model=model, data=data, batch_size=n, generate=6)[1] for n in (1, 5, 100)]
-    monkeypatch.setattr("operators.measures.answers.chunk_size", lambda vocabulary: 3)  # logits of three tokens at once
+    monkeypatch.setattr("operators.measures.answers.chunk_size", lambda *_: 3)  # logits of three tokens at once
     runs.append(measured(model=model, data=data, batch_size=5, generate=6)[1])
     for run in runs[1:]:
         for name, documents in run.items():
