@@ -231,6 +231,17 @@ def _foreseen(
     step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
 ) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
+    try:
+        with own(spec.code):
+            return list(ask(**arguments(step, verb, seen, spec, catalog)))
+    except LfmError as error:
+        return [str(error)]
+
+
+def arguments(
+    step: StepSpec, verb: Operator[Any], seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
+) -> dict[str, Any]:
+    """What an operator is asked with before anything runs, given those of its inputs that can be looked at."""
 
     def one(name: str, edge: Edge) -> Artifact | None:
         found = seen.get(name)
@@ -247,12 +258,7 @@ def _foreseen(
             given[key] = [one(n, edge) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
     kinds = {key: tuple(_kind(n, spec, catalog) for n in names_in(r)) for key, r in step.inputs.items()}
-    besides = {"resources": step.resources, "kinds": kinds}
-    try:
-        with own(spec.code):
-            return list(ask(**given, **method, **verb.validated(step.params), **besides))
-    except LfmError as error:
-        return [str(error)]
+    return {**given, **method, **verb.validated(step.params), "resources": step.resources, "kinds": kinds}
 
 
 def _planned(
