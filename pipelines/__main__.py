@@ -50,13 +50,15 @@ DETACH: Option = (
 MLFLOW: Option = ("--mlflow", {"default": "", "metavar": "URI",
     "help": "where MLflow keeps runs: a server, a database, 'own' (beside the artifacts) or 'none' (default: "
             "MLFLOW_TRACKING_URI, else own where the store is a folder)"})  # fmt: skip
+CLUSTER: Option = ("--cluster", {"default": "", "metavar": "PROFILE",
+    "help": "the profile of a cluster (a .yaml file), which says where that keeps artifacts and runs"})  # fmt: skip
 AS: Option = ("--as", {"default": "", "dest": "name", "metavar": "NAME", "help": argparse.SUPPRESS})
 
 COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "plan": (
-        "say what a run would do, and everything that is wrong with the pipeline",
-        "lfm plan pipeline.yaml --set distilled.max_steps=100",
-        [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
+        "say what a run would do, what it takes and costs on a cluster, and everything that is wrong with the pipeline",
+        "lfm plan pipeline.yaml --set distilled.max_steps=100 --cluster gpus.yaml",
+        [PIPELINE, SET, UNTIL, STORE, ADDRESS, CLUSTER, JSON,
          ("--no-hash", {"action": "store_true", "help": "hash no local input; what depends on one stays unknown"})],
     ),
     "run": (

@@ -170,7 +170,7 @@ def survey(
         if name not in wanted:
             continue
         verb = catalog.operator(step.operator)
-        if not _trains(verb):
+        if not trains(verb):
             problems += _spread(name, step, verb)
         problems += _ensembles(name, step, verb, seen, spec, catalog)
         if verb.problems is not None:
@@ -179,7 +179,8 @@ def survey(
     return problems
 
 
-def _trains(verb: Operator[Any]) -> bool:
+def trains(verb: Operator[Any]) -> bool:
+    """Whether an operator follows a gradient."""
     return Training in verb.bundles.values()
 
 
@@ -303,7 +304,7 @@ def _planned(
         kind=kind_of(verb.makes(step.method, step.params)),
         effect=verb.effect,
         starts_workers=verb.starts_workers or step.resources.grouped,
-        trains=_trains(verb),
+        trains=trains(verb),
         needs=_needs(step, spec),
         fingerprint="" if unhashed else _hash(canonical),
         components=json.loads(canonical),

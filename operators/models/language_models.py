@@ -99,7 +99,6 @@ def sketch(folder: Path, dtype: torch.dtype | None = None, *, layers: int | None
         labels: What a new head of an encoder tells.
     """
     import transformers
-    from transformers.initialization import no_init_weights
 
     refuse_foreign_code(folder)
     made: dict[str, Any] = {"num_labels": labels} if labels else {}
@@ -110,8 +109,7 @@ def sketch(folder: Path, dtype: torch.dtype | None = None, *, layers: int | None
         if getattr(said, "layer_types", None):  # of a model whose layers are of several kinds
             said.layer_types = said.layer_types[:layers]
     kind = LOADED_AS["classifier" if labels else architecture_of(folder)]
-    with no_init_weights():
-        return getattr(transformers, kind).from_config(config, **({} if dtype is None else {"dtype": dtype}))
+    return getattr(transformers, kind).from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
 def load_tokenizer(folder: Path) -> Any:
