@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,7 +47,8 @@ class Footprints:
         if verb.footprint is None:
             return None
         try:
-            with own(self.spec.code):
+            # A library that is imported on the way says things, and standard output may be for JSON.
+            with own(self.spec.code), redirect_stdout(sys.stderr):
                 return verb.footprint(**self._given(replace(step, resources=resources or step.resources), verb))
         except LfmError:
             return None

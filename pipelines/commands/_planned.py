@@ -77,7 +77,8 @@ def read_plan(
     own = profile is None and arguments.address == "local"
     problems += [*unsettled, *found_in(draft, there, pipeline.catalog, inspector, own=own, until=until)]
     if profile is not None:
-        asked = {n: spec.steps[n].resources for n in spec.steps if n in needed(spec, until)}
+        said = {problem.path[1] for problem in unsettled}
+        asked = {n: spec.steps[n].resources for n in spec.steps if n in needed(spec, until) and n not in said}
         problems += heavy(asked, {n: footprints.of(n, asks) for n, asks in asked.items()}, rooms)
     if problems or storage is None:
         raise PlanError(draft.places.sentences(problems))
