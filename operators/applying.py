@@ -54,7 +54,7 @@ def _unfit(*, model: Model | None, delta: Delta | None, force: bool = False, **_
         yield str(error)
 
 
-@operator(problems=_unfit)
+@operator(problems=_unfit, like="model")
 def apply(work: Workspace, *, model: Model, delta: Delta, force: bool = False) -> Model:
     """Add a change to a model's weights, one parameter at a time; the result is a model as any other.
 
@@ -141,7 +141,7 @@ def _not_last(*, model: Model | None, base: Model | None, **_: object) -> Iterat
         yield str(error)
 
 
-@operator(problems=_not_last)
+@operator(problems=_not_last, like="base")
 def revert(work: Workspace, *, model: Model, base: Model) -> Model:
     """Take a model's last change away: what it was before is handed on, the very same artifact.
 

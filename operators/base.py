@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 from lfm.errors import HyperparameterError, LfmError
 from lfm.method import FIELDS, Method
 from operators.artifact import KINDS, Artifact, kind_of
+from operators.footprint import Footprint
 from operators.resources import Resources as Resources
 from operators.workspace import Workspace
 
@@ -127,6 +128,10 @@ class Operator(Generic[T]):
         takes_ensembles: The inputs that may be a model that is made of several; a plan refuses one as any other.
         makes_ensembles: True where its result is such a model.
         hands_on: The input that its result is, unchanged; empty for most.
+        footprint: Says what the step takes, called as `problems` is; None where that is not known. A model that
+            another step makes is one whose config says what that will be, and whose weights are not there.
+        like: The input that is a model of the same shape as what it makes; empty where there is none.
+        config: Says the config of the model that it makes, where no input is like it; called as `problems` is.
     """
 
     body: Callable[..., T]
@@ -139,6 +144,9 @@ class Operator(Generic[T]):
     takes_ensembles: tuple[str, ...] = ()
     makes_ensembles: bool = False
     hands_on: str = ""
+    footprint: Callable[..., Footprint | None] | None = None
+    like: str = ""
+    config: Callable[..., Mapping[str, Any] | None] | None = None
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
@@ -282,6 +290,9 @@ def operator(
     takes_ensembles: tuple[str, ...] = (),
     makes_ensembles: bool = False,
     hands_on: str = "",
+    footprint: Callable[..., Footprint | None] | None = None,
+    like: str = "",
+    config: Callable[..., Mapping[str, Any] | None] | None = None,
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`, whose attributes say what each of these means."""
     return lambda body: Operator(
@@ -295,4 +306,7 @@ def operator(
         takes_ensembles,
         makes_ensembles,
         hands_on,
+        footprint,
+        like,
+        config,
     )

@@ -1,6 +1,6 @@
 """The verb `distill`: a student learns what a teacher says of the next token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,30 @@ from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.data.batches import IGNORED, Batch, Rows
 from operators.data.facts import carry
+from operators.footprint import Footprint
 from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
+from operators.learning.memory import trained
+from operators.learning.rehearsal import held
 from operators.learning.trainer import fit
 from operators.models import networks
+from operators.models.ensemble_files import is_ensemble
 from operators.models.ensembles import load_decoder
 from operators.models.language_models import (
     DTYPES,
     check,
+    config_of,
     head_of,
     heads_of,
     load_tokenizer,
     save,
+    sketch,
     stored_dtype,
 )
 from operators.models.networks import is_network
 from operators.models.objectives import answers
 from operators.models.texts import packed_rows
+from operators.resources import Resources
 from operators.teaching.distillation_needs import other_tokens, problems
 from operators.teaching.features import Features
 from operators.teaching.labels import StoredLabels
@@ -40,7 +47,7 @@ from operators.teaching.student_text import StudentText, Written
 from operators.teaching.teacher_text import answered
 from operators.teaching.teachers import Quoted, Source, Teacher
 from operators.training import Training
-from operators.tuning import learner
+from operators.tuning import attached, learner, ready
 from operators.workspace import Workspace
 
 
@@ -55,7 +62,54 @@ class DistillationError(LfmError, ValueError):
         return "\n".join(f"distill: {clause}" for clause in self.clauses)
 
 
-@operator(problems=problems, takes_ensembles=("teacher",))
+def _footprint(
+    *,
+    teacher: Model | None,
+    student: Model | None,
+    method: Distill,
+    hard_weight: float,
+    training: Training,
+    resources: Resources,
+    kinds: Mapping[str, object],
+    **_: object,
+) -> Footprint | None:
+    """What it takes; None of networks for images, of ensembles, and where a model is not known yet."""
+    asked = "teacher" in kinds and method.needs.access != "text"
+    if student is None or (asked and teacher is None) or is_network(student.path):
+        return None
+    if teacher is not None and is_ensemble(teacher.path):
+        return None
+    folders = [student.path, *([teacher.path] if asked and teacher is not None else [])]
+
+    def make(layers: int | None, teachers: int | None = None) -> Sequence[nn.Module]:
+        base = sketch(student.path, torch.float32, layers=layers)
+        model = ready(attached(base, Full()), base, training)
+        listened: Source = Quoted(head_of(model).size)  # as far as memory goes so are labels that are stored
+        speaker = sketch(folders[1], DTYPES[training.precision], layers=teachers) if folders[1:] else None
+        if speaker is not None:
+            listened = Teacher(speaker, temperature=method.temperature, packed=training.packing)
+        features = (
+            Features(method, model, speaker) if isinstance(method, DistillFeatures) and speaker is not None else None
+        )
+        loss = FromTeacher(model, listened, method, hard_weight=hard_weight, packed=training.packing, features=features)
+        return [loss] if speaker is None else [loss, speaker]
+
+    def weighed() -> int:
+        with torch.device("meta"):
+            return held(sketch(folders[1], DTYPES[training.precision])) if folders[1:] else 0
+
+    return trained(
+        make,
+        [config_of(folder) for folder in folders],
+        training,
+        resources,
+        what=f"{method} {hard_weight}",
+        teacher=weighed(),
+        deep=isinstance(method, DistillFeatures),
+    )
+
+
+@operator(problems=problems, takes_ensembles=("teacher",), footprint=_footprint, like="student")
 def distill(
     work: Workspace,
     *,

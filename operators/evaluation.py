@@ -15,6 +15,8 @@ from operators.base import operator
 from operators.data.episodes import FewShot
 from operators.data.facts import holds_facts, inherited, read_facts
 from operators.data.rows import COLUMNS, columns_of
+from operators.footprint import Footprint
+from operators.learning.memory import answering
 from operators.measures.accuracy import labels_told
 from operators.measures.answers import Answers
 from operators.measures.edit_scores import CARRIED_FACTS, Facts
@@ -23,9 +25,11 @@ from operators.measures.measure import DOCUMENTS, SUMMARY, Measure
 from operators.models import classifiers
 from operators.models.changed_models import CHANGES, beside, home_of, not_whole, opened, without_base
 from operators.models.datastore_files import not_beside, not_both, unfit as unfit_datastore
+from operators.models.ensemble_files import is_ensemble
 from operators.models.language_models import CALLED, architecture_of
 from operators.models.memory_files import unfit as unfit_memory
 from operators.models.texts import forms_for, unfit
+from operators.resources import Resources
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -116,7 +120,24 @@ def _out_of_range(
             yield HyperparameterError("evaluate", field, value, allowed)
 
 
-@operator(problems=_foreseen, takes_ensembles=("model",))
+def _footprint(
+    *,
+    model: Model | Adapter | Delta | None,
+    base: Model | None,
+    method: Meta | None,
+    length: int,
+    batch_size: int,
+    resources: Resources,
+    **_: object,
+) -> Footprint | None:
+    """What reading the documents takes, which is no less than writing does; None of what is no plain decoder."""
+    home = home_of(model, base)
+    if home is None or method is not None or is_ensemble(home) or architecture_of(home) != "decoder":
+        return None
+    return answering(home, rows=batch_size, length=length, precision="float32", gpus=resources.gpus)
+
+
+@operator(problems=_foreseen, takes_ensembles=("model",), footprint=_footprint)
 def evaluate(
     work: Workspace,
     *,

@@ -18,9 +18,13 @@ from operators.base import operator
 from operators.data.batches import Document, NoLossToken, documents, on_device, packed
 from operators.data.rows import OF_TEXT, Form, form_of, read_rows
 from operators.data.vocabulary import digest, tokens
+from operators.footprint import Footprint
+from operators.learning.memory import answering
+from operators.models.ensemble_files import is_ensemble
 from operators.models.ensembles import load_decoder
 from operators.models.language_models import DTYPES, check, head_size, load_tokenizer
 from operators.models.texts import unfit
+from operators.resources import Resources
 from operators.sharing.parts import in_parts
 from operators.teaching.labels import COLUMNS as COLUMNS_OF_LABELS, SAID, SHARES, TOKENS, Labelling, places
 from operators.teaching.teacher_text import counted, write_answers
@@ -69,7 +73,16 @@ def _out_of_range(
             yield HyperparameterError("label", field, value, allowed)
 
 
-@operator(shares_work=True, problems=problems, takes_ensembles=("teacher",))
+def _footprint(
+    *, teacher: Model | None, length: int, batch_size: int, precision: Precision, resources: Resources, **_: object
+) -> Footprint | None:
+    """What asking for probabilities takes, which is no less than answers do; None where the teacher is not known."""
+    if teacher is None or is_ensemble(teacher.path):
+        return None
+    return answering(teacher.path, rows=batch_size, length=length, precision=precision, gpus=resources.gpus)
+
+
+@operator(shares_work=True, problems=problems, takes_ensembles=("teacher",), footprint=_footprint)
 def label(
     work: Workspace,
     *,

@@ -13,6 +13,7 @@ from lfm.weights import SHARD_BYTES, Weights
 from operators.artifact import Adapter, Dataset, Delta, Model, Statistics
 from operators.base import Settings, operator
 from operators.data.facts import carry
+from operators.footprint import Footprint
 from operators.merges.engine import MERGE, SCAN, Job, planned, stream, work as pieces_of
 from operators.merges.experts import MergeError, unfit_to
 from operators.merges.known import unknown
@@ -84,7 +85,12 @@ def _too_large(
         yield f"memory_budget={streaming.memory_budget}, expected {allowed}. {fix}"
 
 
-@operator(problems=problems, shares_work=True)
+def _footprint(*, streaming: Streaming, **_: object) -> Footprint:
+    """At most what it may take."""
+    return Footprint(activations=streaming.memory_budget)
+
+
+@operator(problems=problems, shares_work=True, footprint=_footprint, like="base")
 def merge(
     work: Workspace,
     *,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfm.networks import ImageNetwork, Network
 from operators.artifact import Dataset, Model
@@ -16,10 +16,12 @@ from operators.data.batches import Rows
 from operators.data.classes import distinct
 from operators.data.images import read_images
 from operators.data.rows import Form, read_rows
+from operators.footprint import Footprint
 from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
+from operators.learning.memory import trained
 from operators.learning.trainer import fit, refused
-from operators.models.language_models import check, load_tokenizer, save
+from operators.models.language_models import check, head_size, load_tokenizer, save
 from operators.models.networks import unsplittable
 from operators.models.objectives import NextToken
 from operators.models.texts import packed_rows, unfit
@@ -95,7 +97,40 @@ def _foreseen(
         yield f"length={training.length}, expected at most context={architecture.context}. Lower it or raise context."
 
 
-@operator(problems=_foreseen, takes_ensembles=("tokenizer",))
+def _config(
+    *,
+    tokenizer: Model | None,
+    network: Network | None = None,
+    architecture: Architecture,
+    kinds: Mapping[str, object],
+    **_: object,
+) -> Mapping[str, Any] | None:
+    """What the config will be, at most; None of a network, and where the vocabulary is not known yet."""
+    size = architecture.vocabulary if "tokenizer" not in kinds else tokenizer and head_size(tokenizer.path)
+    if network is not None or not size:
+        return None
+    return {**_config_of(architecture, size).to_dict(), "architectures": ["LlamaForCausalLM"]}
+
+
+def _footprint(*, training: Training, resources: Resources, **given: Any) -> Footprint | None:
+    """What it takes; None of a network, and where the vocabulary is not known yet."""
+    import transformers
+
+    said = _config(**given)
+    if said is None:
+        return None
+
+    def make(layers: int) -> Sequence[nn.Module]:
+        config = transformers.LlamaConfig(**{**said, "num_hidden_layers": layers})
+        model = transformers.LlamaForCausalLM(config)
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return (NextToken(model, packed=training.packing),)
+
+    return trained(make, [said], training, resources)
+
+
+@operator(problems=_foreseen, takes_ensembles=("tokenizer",), footprint=_footprint, config=_config)
 def pretrain(
     work: Workspace,
     *,
@@ -188,9 +223,16 @@ def new_model(architecture: Architecture, tokenizer: Any) -> Any:
     """A decoder with random weights; the output head is the input embedding."""
     import transformers
 
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return transformers.LlamaForCausalLM(_config_of(architecture, len(tokenizer), **ends))
+
+
+def _config_of(architecture: Architecture, vocabulary: int, **ends: int | None) -> Any:
+    import transformers
+
     wide = architecture.feed_forward or -(-architecture.width * 8 // 3 // 16) * 16
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
+    return transformers.LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=architecture.width,
         intermediate_size=wide,
         num_hidden_layers=architecture.layers,
@@ -199,10 +241,8 @@ def new_model(architecture: Architecture, tokenizer: Any) -> Any:
         max_position_embeddings=architecture.context,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ends,
     )
-    return transformers.LlamaForCausalLM(config)
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:

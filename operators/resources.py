@@ -6,6 +6,9 @@ from typing import Literal
 from lfm.errors import FieldError
 from lfm.method import FIELDS, STRATEGIES, Strategy
 
+AUTO = "auto"
+"""The strategy of a step for which the plan is to find one."""
+
 
 class ResourcesError(FieldError):
     """A request for resources that nothing could satisfy."""
@@ -18,7 +21,8 @@ class Resources:
     Attributes:
         workers: Processes that share the work. With one, the step computes in its own task.
         strategy: How those that train share a model: ``single`` is one process, ``ddp`` gives each a whole copy,
-            ``zero1`` shares out the optimizer's moments, ``zero2`` also the gradients, ``zero3`` also the parameters.
+            ``zero1`` shares out the optimizer's moments, ``zero2`` also the gradients, ``zero3`` also the parameters;
+            ``auto`` has the plan take the first of these that fits a machine.
         offload: Where a ``zero`` strategy keeps what does not compute: with the rest, or in the memory of the
             ``cpu``.
         cpus_per_worker: CPUs of each.
@@ -34,7 +38,7 @@ class Resources:
     """
 
     workers: int = 1
-    strategy: Strategy = "single"
+    strategy: Strategy | Literal["auto"] = "single"
     offload: Literal["none", "cpu"] = "none"
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
@@ -49,7 +53,7 @@ class Resources:
     def __post_init__(self) -> None:
         for holds, name, allowed in (
             (self.workers >= 1, "workers", "workers >= 1"),
-            (self.strategy in STRATEGIES, "strategy", f"one of {', '.join(STRATEGIES)}"),
+            (self.strategy in (*STRATEGIES, AUTO), "strategy", f"one of {', '.join((*STRATEGIES, AUTO))}"),
             (
                 self.offload == "none" or (self.offload == "cpu" and self.strategy.startswith("zero")),
                 "offload",

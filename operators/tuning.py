@@ -15,8 +15,10 @@ from operators.artifact import Adapter, Dataset, Model, kind_of
 from operators.base import operator
 from operators.data.batches import Rows
 from operators.data.facts import carry
+from operators.footprint import Footprint
 from operators.learning.image_job import image_job
 from operators.learning.loop import Job, Place
+from operators.learning.memory import trained
 from operators.learning.trainer import fit, refused
 from operators.learning.zero import lent, partitioned, shaped
 from operators.models import classifiers, networks
@@ -26,10 +28,12 @@ from operators.models.language_models import (
     UnsupportedModel,
     architecture_of,
     check,
+    config_of,
     inject,
     load,
     load_tokenizer,
     save,
+    sketch,
     stored_dtype,
 )
 from operators.models.networks import unsplittable
@@ -70,7 +74,33 @@ def _foreseen(
             yield f"model: {str(model.path)!r} is an encoder: {HEADLESS}. {GIVE_HEAD}"
 
 
-@operator(problems=_foreseen)
+def _footprint(
+    *,
+    model: Model | None,
+    data: Dataset | None,
+    method: Tune,
+    training: Training,
+    resources: Resources,
+    **_: object,
+) -> Footprint | None:
+    """What it takes; None where it is not known yet what learns: a model, or how many labels a head tells."""
+    if model is None or (what := architecture_of(model.path)) == "network" or (what == "encoder" and data is None):
+        return None
+    labels = (
+        classifiers.labels_in(data) if what == "encoder" and data is not None else classifiers.labels_of(model.path)
+    )
+
+    def make(layers: int | None) -> tuple[nn.Module]:
+        base = sketch(model.path, dtype_of(method, training), layers=layers, labels=len(labels))
+        whole = ready(attached(base, method, labelled=bool(labels)), base, training)
+        return (classifiers.LabelLoss(whole) if labels else NextToken(whole, packed=training.packing),)
+
+    return trained(
+        make, [config_of(model.path)], training, resources, what=f"{method} {len(labels)}", labelled=bool(labels)
+    )
+
+
+@operator(problems=_foreseen, footprint=_footprint, like="model")
 def tune(
     work: Workspace,
     *,
@@ -161,12 +191,7 @@ def learner(folder: Path, method: Tune, training: Training, place: Place, labels
         place: Where.
         labels: A classifier's, which it is loaded as; none for a language model.
     """
-    added: list[Any] = []
-
-    def add(kind: str, **fields: Any) -> None:
-        added.append(classifiers.add(base, kind, fields) if labels else inject(base, kind, fields))
-
-    dtype = torch.float32 if method.gives == "model" else DTYPES[training.precision]
+    dtype = dtype_of(method, training)
     torch.manual_seed(training.seed)
     with partitioned(place, training, dtype):
         base = classifiers.load(folder, dtype, labels) if labels else load(folder, dtype)
@@ -175,14 +200,34 @@ def learner(folder: Path, method: Tune, training: Training, place: Place, labels
             classifiers.check(base, classifiers.load_tokenizer(folder))
         else:
             check(base, packed=training.packing)
-    base.requires_grad_(False)
     torch.manual_seed(training.seed)
     # What PEFT copies of a taken-apart model has to stay that way; what this project puts in asks for shapes.
     with lent(base), shaped(base) if isinstance(method, Rewrite) else nullcontext():
-        method.attach(base, add)
+        whole = attached(base, method, labelled=bool(labels))
+    return ready(whole, base, training)
+
+
+def dtype_of(method: Tune, training: Training) -> torch.dtype:
+    """In what a model is loaded that a method trains."""
+    return torch.float32 if method.gives == kind_of(Model) else DTYPES[training.precision]
+
+
+def attached(base: Any, method: Tune, *, labelled: bool = False) -> Any:
+    """A model of which exactly that learns what `method` says; `base` is changed in place."""
+    added: list[Any] = []
+
+    def add(kind: str, **fields: Any) -> None:
+        added.append(classifiers.add(base, kind, fields) if labelled else inject(base, kind, fields))
+
+    base.requires_grad_(False)
+    method.attach(base, add)
+    return added[0] if added else base
+
+
+def ready(whole: Any, base: Any, training: Training) -> Any:
+    """The same in float32 where it learns, with the checkpoints that the training asks for."""
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    whole: nn.Module = added[0] if added else base
     for parameter in whole.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -93,9 +93,9 @@ AS: Option = ("--as", {"default": "", "dest": "name", "metavar": "NAME", "help":
 
 COMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "plan": (
-        "say what a run would do, and everything that is wrong with the pipeline",
-        "lfm plan pipeline.yaml --set distilled.max_steps=100",
-        [PIPELINE, SET, UNTIL, STORE, ADDRESS, JSON,
+        "say what a run would do, what it takes and costs on a cluster, and everything that is wrong with the pipeline",
+        "lfm plan pipeline.yaml --set distilled.max_steps=100 --cluster gpus.yaml",
+        [PIPELINE, SET, UNTIL, STORE, ADDRESS, CLUSTER, JSON,
          ("--no-hash", {"action": "store_true", "help": "hash no local input; what depends on one stays unknown"})],
     ),
     "run": (

@@ -170,7 +170,7 @@ def survey(
         if name not in wanted:
             continue
         verb = catalog.operator(step.operator)
-        if not _trains(verb):
+        if not trains(verb):
             problems += _spread(name, step, verb)
         problems += _ensembles(name, step, verb, seen, spec, catalog)
         if verb.problems is not None:
@@ -179,7 +179,8 @@ def survey(
     return problems
 
 
-def _trains(verb: Operator[Any]) -> bool:
+def trains(verb: Operator[Any]) -> bool:
+    """Whether an operator follows a gradient."""
     return Training in verb.bundles.values()
 
 
@@ -231,6 +232,17 @@ def _foreseen(
     step: StepSpec, verb: Operator[Any], ask: Problems, seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
 ) -> list[str]:
     """What the operator itself says is wrong, given those of its inputs that can be looked at."""
+    try:
+        with own(spec.code):
+            return list(ask(**arguments(step, verb, seen, spec, catalog)))
+    except LfmError as error:
+        return [str(error)]
+
+
+def arguments(
+    step: StepSpec, verb: Operator[Any], seen: Mapping[str, Artifact], spec: Spec, catalog: Catalog
+) -> dict[str, Any]:
+    """What an operator is asked with before anything runs, given those of its inputs that can be looked at."""
 
     def one(name: str, edge: Edge) -> Artifact | None:
         found = seen.get(name)
@@ -247,12 +259,7 @@ def _foreseen(
             given[key] = [one(n, edge) for n in reference]
     method = {} if verb.family is None else {"method": step.method}
     kinds = {key: tuple(_kind(n, spec, catalog) for n in names_in(r)) for key, r in step.inputs.items()}
-    besides = {"resources": step.resources, "kinds": kinds}
-    try:
-        with own(spec.code):
-            return list(ask(**given, **method, **verb.validated(step.params), **besides))
-    except LfmError as error:
-        return [str(error)]
+    return {**given, **method, **verb.validated(step.params), "resources": step.resources, "kinds": kinds}
 
 
 def _planned(
@@ -297,7 +304,7 @@ def _planned(
         kind=kind_of(verb.makes(step.method, step.params)),
         effect=verb.effect,
         starts_workers=verb.starts_workers or step.resources.grouped,
-        trains=_trains(verb),
+        trains=trains(verb),
         needs=_needs(step, spec),
         fingerprint="" if unhashed else _hash(canonical),
         components=json.loads(canonical),

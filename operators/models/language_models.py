@@ -85,12 +85,31 @@ def other_names(folder: Path, lacking: str) -> UnsupportedModel:
 
 def outline(folder: Path) -> Any:
     """The model that a folder's config describes, without memory for its weights."""
+    with torch.device("meta"):
+        return sketch(folder)
+
+
+def sketch(folder: Path, dtype: torch.dtype | None = None, *, layers: int | None = None, labels: int = 0) -> Any:
+    """A model as a folder's config describes it, with weights that mean nothing.
+
+    Args:
+        folder: The model's.
+        dtype: Of its weights; None takes the one in which they are stored.
+        layers: How many it has; None takes as many as the config says.
+        labels: What a new head of an encoder tells.
+    """
     import transformers
 
     refuse_foreign_code(folder)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return getattr(transformers, LOADED_AS[architecture_of(folder)]).from_config(config)
+    made: dict[str, Any] = {"num_labels": labels} if labels else {}
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **made)
+    if layers is not None:
+        said = config.get_text_config()
+        said.num_hidden_layers = layers
+        if getattr(said, "layer_types", None):  # of a model whose layers are of several kinds
+            said.layer_types = said.layer_types[:layers]
+    kind = LOADED_AS["classifier" if labels else architecture_of(folder)]
+    return getattr(transformers, kind).from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -327,14 +346,22 @@ def head_of(model: Any) -> Head:
 
 def head_size(folder: Path) -> int | None:
     """How many entries a model says its head has, of which the last may be padding."""
-    config = config_of(folder)
+    return size_of_head(config_of(folder))
+
+
+def size_of_head(config: Mapping[str, Any]) -> int | None:
+    """The same of a config."""
     size: int | None = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return size
 
 
 def num_layers(folder: Path) -> int | None:
     """How many layers a model says it has."""
-    config = config_of(folder)
+    return number_of_layers(config_of(folder))
+
+
+def number_of_layers(config: Mapping[str, Any]) -> int | None:
+    """The same of a config."""
     said = [each.get(key) for each in (config, config.get("text_config") or {}) for key in LAYERS]
     return next((int(number) for number in said if number), None)
 

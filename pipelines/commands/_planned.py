@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,24 @@ from cluster.capacity import Capacity, here
 from cluster.connect import NoCluster, cluster
 from cluster.profile import Profile
 from lfm.errors import UnknownName
+from lfm.method import STRATEGIES, Strategy
 from operators.artifact import kind_of
 from operators.catalog import Catalog
+from operators.code import bring
 from operators.engines.ports import LAST_PORT, PortBusy, check_port
+from pipelines.estimates import Estimate, Room, Total, estimate, heavy, rooms_at, rooms_of, settled, total
 from pipelines.execute import memory_of
 from pipelines.files import opened
+from pipelines.footprints import Footprints
+from pipelines.history import shapes as shapes_of, taken
 from pipelines.inputs.inspector import Looks
 from pipelines.limits import Limits, senseless
 from pipelines.lineage import Event
-from pipelines.plan import Plan, PlanError, needed, pinned, survey
+from pipelines.plan import Plan, PlanError, needed, pinned, survey, trains
 from pipelines.problems import Problem, unknown_step
 from pipelines.profiles import unreadable
 from pipelines.schedule import infeasible
-from pipelines.spec import RESOURCES, Draft, StepSpec
+from pipelines.spec import RESOURCES, Draft, Spec, StepSpec
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
@@ -59,7 +64,7 @@ def read_plan(
     if profile is not None:
         there = profile.capacity()
         problems += senseless(Limits.of(arguments), profile)
-        problems += _unreadable(profile, arguments.mlflow or profile.mlflow, draft)
+        problems += _unreadable(profile, getattr(arguments, "mlflow", "") or profile.mlflow, draft)
     else:
         try:
             there = capacity_at(arguments.address)
@@ -67,8 +72,16 @@ def read_plan(
             problems.append(Problem(("--address",), str(error)))
     inspector = inspector_of(storage, hashed=not getattr(arguments, "no_hash", False))
     until = until if until in draft.spec.steps else ""
+    rooms = rooms_of(profile) if profile is not None else [] if there is None else rooms_at(there)
+    footprints = Footprints(draft.spec, inspector, pipeline.catalog)
+    spec, unsettled = _settled(draft.spec, footprints, rooms, needed(draft.spec, until))
+    draft = replace(draft, spec=spec, asks={**draft.asks, **{n: s.resources for n, s in spec.steps.items()}})
     own = profile is None and arguments.address == "local"
-    problems += found_in(draft, there, pipeline.catalog, inspector, own=own, until=until)
+    problems += [*unsettled, *found_in(draft, there, pipeline.catalog, inspector, own=own, until=until)]
+    if profile is not None:
+        said = {problem.path[1] for problem in unsettled}
+        asked = {n: spec.steps[n].resources for n in spec.steps if n in needed(spec, until) and n not in said}
+        problems += heavy(asked, {n: footprints.of(n, asks) for n, asks in asked.items()}, rooms)
     if problems or storage is None:
         raise PlanError(draft.places.sentences(problems))
     return pinned(draft.spec, inspector, pipeline.catalog, until=until), storage
@@ -80,6 +93,45 @@ def _unreadable(profile: Profile, mlflow: str, draft: Draft) -> list[Problem]:
     inputs = {n: replace(a, uri=paths.get(n, a.uri)) for n, a in draft.spec.inputs.items()}
     found = unreadable(profile, store=profile.storage, mlflow=mlflow, inputs=inputs)
     return [p if p.path[0] == "inputs" else Problem(("--cluster",), p.sentence) for p in found]
+
+
+def _settled(
+    spec: Spec, footprints: Footprints, rooms: Sequence[Room], wanted: Collection[str]
+) -> tuple[Spec, list[Problem]]:
+    """A pipeline with a strategy for every step that leaves it to the plan, and what is wrong where none fits."""
+
+    def allowed(name: str) -> Sequence[Strategy]:
+        step = spec.steps[name]
+        if not trains(footprints.catalog.operator(step.operator)):
+            return ("single",)
+        return STRATEGIES if step.method is None else step.method.needs.strategies
+
+    asked = {name: step.resources for name, step in spec.steps.items() if name in wanted}
+    found, problems = settled(asked, footprints.of, rooms, allowed)
+    steps = {n: replace(s, resources=found.get(n, s.resources)) for n, s in spec.steps.items()}
+    return replace(spec, steps=steps), problems
+
+
+def estimated(
+    made: Plan, storage: Storage, profile: Profile, state: Mapping[str, str]
+) -> tuple[dict[str, Estimate], Total]:
+    """What each step of a plan will take on the machines of a profile, and all together.
+
+    Args:
+        made: The plan.
+        storage: Where earlier runs are.
+        profile: The machines.
+        state: What a plan says of each step, ``stored`` of one whose result is there.
+    """
+    catalog = Catalog(bring(made.spec.code))
+    footprints = Footprints(made.spec, inspector_of(storage), catalog)
+    shapes = shapes_of({n: described(made, n) for n in made.steps}, inputs_of(made))
+    earlier, rooms = taken(storage), rooms_of(profile)
+    each = {
+        n: estimate(state[n], s.resources, footprints.of(n), rooms, earlier.get(shapes[n], ()))
+        for n, s in made.steps.items()
+    }
+    return each, total(each, {n: s.needs for n, s in made.steps.items()}, profile)
 
 
 def found_in(
