@@ -77,7 +77,8 @@ class Pool:
             memory: Bytes that are its own; 0 asks for none.
             accelerator: The kind of GPU; empty takes any.
         """
-        options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
+        options: dict[str, Any] = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
+        options["scheduling_strategy"] = "DEFAULT"  # a driver that has a place of its own would share that with it
         return _remote(fresh=gpus > 0).options(**options, accelerator_type=accelerator or None).remote(act, task)
 
     def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:

@@ -124,6 +124,8 @@ class Operator(Generic[T]):
         takes_ensembles: The inputs that may be a model that is made of several; a plan refuses one as any other.
         makes_ensembles: True where its result is such a model.
         hands_on: The input that its result is, unchanged; empty for most.
+        follows: The input of whose kind its result is; empty where signature, method or `kind` say that.
+        repeats: The inputs that have to be steps, which it runs again, with all that they need, with other values.
     """
 
     body: Callable[..., T]
@@ -136,6 +138,8 @@ class Operator(Generic[T]):
     takes_ensembles: tuple[str, ...] = ()
     makes_ensembles: bool = False
     hands_on: str = ""
+    follows: str = ""
+    repeats: tuple[str, ...] = ()
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
@@ -279,6 +283,8 @@ def operator(
     takes_ensembles: tuple[str, ...] = (),
     makes_ensembles: bool = False,
     hands_on: str = "",
+    follows: str = "",
+    repeats: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`, whose attributes say what each of these means."""
     return lambda body: Operator(
@@ -292,4 +298,6 @@ def operator(
         takes_ensembles,
         makes_ensembles,
         hands_on,
+        follows,
+        repeats,
     )

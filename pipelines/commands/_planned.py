@@ -3,22 +3,20 @@
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
 
 from cluster.capacity import Capacity, here
 from cluster.connect import NoCluster, cluster
 from lfm.errors import UnknownName
-from operators.artifact import kind_of
 from operators.catalog import Catalog
 from operators.engines.ports import LAST_PORT, PortBusy, check_port
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event
-from pipelines.plan import Plan, PlanError, needed, pinned, survey
+from pipelines.plan import Plan, PlanError, pinned, survey
 from pipelines.problems import Problem, unknown_step
 from pipelines.schedule import infeasible
-from pipelines.spec import RESOURCES, Draft, StepSpec
+from pipelines.spec import Draft, StepSpec, needed
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
@@ -116,29 +114,6 @@ def capacity_at(address: str) -> Capacity:
         return here()
     with cluster(address) as there:
         return there
-
-
-def described(made: Plan, name: str) -> dict[str, Any]:
-    """A planned step as JSON."""
-    step = made.steps[name]
-    return {
-        "operator": step.operator,
-        "method": step.method and {"name": step.method[0], **step.method[1]},
-        "params": dict(step.params),
-        "inputs": {k: list(r) if isinstance(r, tuple) else r for k, r in step.inputs.items()},
-        "resources": RESOURCES.dump_python(step.resources),
-        "kind": step.kind,
-        "effect": step.effect,
-        "needs": list(step.needs),
-        "fingerprint": step.fingerprint,
-        "unhashed": list(step.unhashed),
-        "components": dict(step.components),
-    }
-
-
-def inputs_of(made: Plan) -> dict[str, dict[str, str]]:
-    """A plan's inputs as JSON."""
-    return {k: {"kind": kind_of(type(a)), "uri": a.uri, "digest": a.digest} for k, a in made.inputs.items()}
 
 
 def known_step(step: str, events: list[Event]) -> None:

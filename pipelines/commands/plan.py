@@ -7,8 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from operators.resources import Resources
+from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed, shown
-from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.commands._planned import read_plan
 from pipelines.plan import PlannedStep
 from pipelines.spec import names_in
 from pipelines.store import Store

@@ -5,18 +5,17 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 
 from cluster.pool import opened
 from lfm.errors import LfmError
+from pipelines.beginning import started
 from pipelines.commands._output import printed
-from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.commands._planned import read_plan
 from pipelines.lineage import Event, Journal, history, new_run, states
 from pipelines.plan import Plan, of_run
 from pipelines.run import POLL_S, run as drive
-from pipelines.spec import dump
 from pipelines.storage.base import Storage
 from pipelines.store import Store
 from pipelines.tracking.mirror import Mirrored
@@ -64,29 +63,17 @@ def drive_to_end(
     """Drive a plan under a claimed journal, show it, and return the exit code."""
     made = of_run(made, journal.run)
     until = getattr(arguments, "until", "")
-    data = {
-        "run": journal.run,
-        "spec": dump(replace(made.spec, inputs={**made.spec.inputs, **made.inputs})),
-        "uses": list(made.spec.code.uses),
-        "files": [list(f) for f in made.spec.code.files],
-        "until": until,
-        "retries": retries,
-        "forced": list(forced),
-        "address": arguments.address,
-        "mlflow": mlflow,
-        "inputs": inputs_of(made),
-        "steps": {n: described(made, n) for n in made.steps},
-        "version": version("learn-from-model"),
-    }
-    started = Event("started", data=data, time=time.time())
+    begun = started(
+        made, journal.run, retries=retries, mlflow=mlflow, forced=forced, until=until, address=arguments.address
+    )
     with Mirrored(storage, journal.run, mlflow) as mirror, view(made, storage, json_follows=arguments.json) as show:
 
         def watch(events: Sequence[Event]) -> None:
             show(events)
             mirror(events)
 
-        journal.write([started])
-        watch([started])
+        journal.write([begun])
+        watch([begun])
         said = drive(
             made,
             Store(storage),
