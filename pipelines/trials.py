@@ -112,8 +112,7 @@ class Repeated:
         noted: dict[str, Any] = {
             "until": "",
             "address": "",
-            "parent": {"run": self.run_name, "step": self.step},
-            "changes": dict(changes),
+            "trial": {"of": self.run_name, "step": self.step, "names": self.names, "changes": dict(changes)},
         }
         if self.mlflow != outbox.NONE:
             outbox.enter(storage, journal.run, self.mlflow)
@@ -174,7 +173,7 @@ def outcome(storage: Storage, name: str, names: Mapping[str, str]) -> Outcome | 
     state = "interrupted" if last.kind == "started" else str(last.data["status"])
     return Outcome(
         run=name,
-        changes=began["changes"],
+        changes=began["trial"]["changes"],
         state=state,
         error="" if state != "failed" else _why(last, ends),
         began=events[0].time,
