@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.commands._output import printed, shown
-from pipelines.findings import comparisons, endpoints, measured_table, measurements
+from pipelines.findings import comparisons, endpoints, measured_table, measurements, searched_table, searches
 from pipelines.lineage import find_run, history, served, states, status, worked
 from pipelines.page.account import account
 from pipelines.page.document import document, write
@@ -48,6 +48,9 @@ def act(arguments: Namespace) -> int:
     if found:
         print()
         shown(measured_table(found))
+    for step, tried in searches(now):
+        print(f"\nsearch {step}:")
+        shown(searched_table(tried))
     for one in comparisons(now):
         print(f"gate: {one['said']}")
     for one in endpoints(now):
