@@ -9,7 +9,17 @@ from lfm.errors import LfmError, UnknownName
 from operators.artifact import Adapter, Dataset, Datastore, Delta, Editor, Memory, Metrics, Model, Statistics
 from operators.base import operator
 from operators.searches.sampling import Course, explore
-from operators.searches.space import Dimension, Limits, Objective, Sampler, active, front, fulfilled, problems_of
+from operators.searches.space import (
+    LEARNING,
+    Dimension,
+    Limits,
+    Objective,
+    Sampler,
+    active,
+    front,
+    fulfilled,
+    problems_of,
+)
 from operators.workspace import Outcome, Trials, Workspace
 
 Searched = Model | Adapter | Delta | Editor | Memory | Datastore | Statistics | Dataset
@@ -92,12 +102,14 @@ def search(
     as_written = active(space, trials.written(space))
     first = Outcome(run="", changes=as_written, state="done", made={"result": result, "judged": judged})
     known = measured(objectives, first)  # an objective that is not there is said now
+    before = trials.outcomes()
     course = Course(
         sampler=sampler,
-        seed=seed,
+        # What learns is told of trials that were broken off, and would draw again what it drew first after as many.
+        seed=seed + len(before) if sampler in LEARNING else seed,
         limits=limits,
         concurrency=min(limits.concurrency or trials.at_once(space), limits.num_trials),
-        known=known_points(space, first, trials.outcomes()),
+        known=known_points(space, first, before),
     )
     print(f"search: {limits.num_trials} trials, {course.concurrency} at once; as written: {_said(objectives, known)}")
     done, best = 0, known[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operators.searches.space import Dimension, Limits, Objective, Sampler, Space, active, fulfilled
+from operators.searches.space import LEARNING, Dimension, Limits, Objective, Sampler, Space, active, fulfilled
 
 Values = Mapping[str, Any]
 PLACE = 0.001  # of the resource that a machine's address is: a trial's driver computes nothing, and has to be placed
@@ -69,7 +69,7 @@ def explore(
             heard([])
 
     here = f"node:{ray.util.get_node_ip_address()}"
-    optuna = course.sampler in ("tpe", "cma_es")
+    optuna = course.sampler in LEARNING
     tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, here: PLACE}),
         param_space={} if optuna else {k: _domain(d, grid=course.sampler == "grid") for k, d in space.items()},

@@ -10,6 +10,8 @@ from lfm.method import FIELDS
 from operators.base import Settings
 
 Sampler = Literal["tpe", "random", "grid", "cma_es"]
+LEARNING: tuple[Sampler, ...] = ("tpe", "cma_es")
+"""The samplers that draw by what became of earlier trials."""
 MIDDLE = 0.381966  # of the way between two bounds: no integer, as the golden section is irrational
 
 

@@ -77,6 +77,7 @@ def test_trials_share_what_they_have_in_common_and_a_broken_off_search_goes_on_w
     assert said == "done"
     again = steps["found"].data["about"]["search"]
     assert {ended, open_} < {t["run"] for t in again["trials"]}
+    assert len(again["trials"]) == len(found["trials"]) == 6  # what is drawn then was not drawn before
     assert len(store.storage.list(f"runs/{ended}/claims")) == 1  # nobody has run it again
     assert sought.made.read_text() == "x"
 
