@@ -8,13 +8,14 @@ from typing import Any
 from lfm.errors import LfmError, UnknownName
 from operators.artifact import Adapter, Dataset, Datastore, Delta, Editor, Memory, Metrics, Model, Statistics
 from operators.base import operator
-from operators.searches.sampling import Course, explore
+from operators.searches.sampling import Course, Report, explore
 from operators.searches.space import (
     LEARNING,
     Dimension,
     Limits,
     Objective,
     Sampler,
+    Stop,
     active,
     front,
     fulfilled,
@@ -76,6 +77,7 @@ def search(
     objectives: Sequence[Objective],
     sampler: Sampler = "tpe",
     seed: int = 0,
+    stop: Stop | None = None,
     limits: Limits = USUAL,
 ) -> Searched:
     """Try other values for fields of the steps that make `result` and `judged`, and hand on the best result.
@@ -92,6 +94,7 @@ def search(
             several the table also says which trials no other one beats in all of them.
         sampler: ``tpe`` and ``cma_es`` learn from trials, ``random`` draws and ``grid`` takes every point.
         seed: Of what is drawn.
+        stop: Ends trials early that do worse than others at the same point of one step.
         limits: How far it goes.
 
     Raises:
@@ -110,6 +113,7 @@ def search(
         limits=limits,
         concurrency=min(limits.concurrency or trials.at_once(space), limits.num_trials),
         known=known_points(space, first, before),
+        stop=stop,
     )
     print(f"search: {limits.num_trials} trials, {course.concurrency} at once; as written: {_said(objectives, known)}")
     done, best = 0, known[0]
@@ -123,7 +127,7 @@ def search(
         work.progress(done, max(done, limits.num_trials), best=best, **now)
 
     explore(
-        partial(judged_at, trials, as_written, known, tuple(objectives)),
+        partial(judged_at, trials, as_written, known, tuple(objectives), stop),
         space,
         objectives,
         course,
@@ -138,16 +142,25 @@ def judged_at(
     as_written: Mapping[str, Any],
     known: Sequence[float],
     objectives: Sequence[Objective],
+    stop: Stop | None,
     changes: Mapping[str, Any],
+    report: Report,
 ) -> Sequence[float]:
-    """The values of the objectives at a point of the space, in the process of a trial.
+    """The values of the objectives at a point of the space, in the process of a trial; none where it was stopped.
 
     Raises:
         TrialFailed: It made nothing to judge.
     """
     if changes == as_written:  # which has been run before the search
         return known
-    done = trials.run(changes)
+
+    def heard(at: int, measures: Mapping[str, float]) -> None:
+        if stop is not None and stop.measure in measures:
+            report(at, measures[stop.measure])
+
+    done = trials.run(changes) if stop is None else trials.run(changes, step=stop.step, heard=heard)
+    if done.state == "stopped":
+        return ()
     if done.state != "done":
         raise TrialFailed(done.run, done.error or done.state)
     return measured(objectives, done)

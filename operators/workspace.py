@@ -1,6 +1,6 @@
 """What a running step may touch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,6 +11,9 @@ from operators.resources import Resources
 A = TypeVar("A", bound=Artifact)
 
 
+Heard = Callable[[int, Mapping[str, float]], None]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What became of a trial: of steps of a pipeline that were run again with other values.
@@ -18,7 +21,7 @@ class Outcome:
     Attributes:
         run: The trial's own run.
         changes: The values that were changed, by ``STEP.FIELD``.
-        state: ``done``, ``failed`` or ``interrupted``.
+        state: ``done``, ``failed``, ``stopped`` (by who followed it) or ``interrupted``.
         error: Why it failed; empty where it did not.
         began: Seconds since 1970.
         seconds: How long it took.
@@ -47,8 +50,15 @@ class Trials(Protocol):
     def at_once(self, fields: Iterable[str]) -> int:
         """How many trials that differ in these fields the cluster has room for."""
 
-    def run(self, changes: Mapping[str, Any]) -> Outcome:
-        """Run the steps with some values changed, unless that was done before: then say what became of it."""
+    def run(self, changes: Mapping[str, Any], *, step: str = "", heard: Heard | None = None) -> Outcome:
+        """Run the steps with some values changed, unless that was done before: then say what became of it.
+
+        Args:
+            changes: The values, by ``STEP.FIELD``.
+            step: A step that is followed.
+            heard: Called now and then with how far that step is and what it measures there. Where it raises
+                `SystemExit`, the trial is stopped, with all that it has under way.
+        """
 
     def outcomes(self) -> list[Outcome]:
         """What became of all that this step has begun so far, in that order, by earlier attempts too."""

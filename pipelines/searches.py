@@ -8,7 +8,7 @@ from lfm.errors import LfmError
 from lfm.method import Method
 from operators.base import Operator
 from operators.catalog import Catalog
-from operators.searches.space import Dimension, Space
+from operators.searches.space import Dimension, Space, Stop
 from pipelines.changes import vary
 from pipelines.problems import Places, Problem, near, shown
 from pipelines.spec import Draft, Spec, build, dump, names_in, needed
@@ -58,6 +58,10 @@ def space_problems(name: str, spec: Spec, catalog: Catalog) -> Iterator[Problem]
         for sentence in dict.fromkeys(_refused(key, space, trial, catalog)):
             yield Problem(("steps", name, "params", "space"), f"space: {sentence}")
     yield from _unmeasured(name, spec, verb)
+    stop = _arguments(name, spec, verb).get("stop")
+    if isinstance(stop, Stop) and stop.step not in trial.steps:
+        said = f"stop: no step of the trials is called {stop.step!r}. {near(stop.step, trial.steps)}"
+        yield Problem(("steps", name, "params", "stop"), said)
 
 
 def varied_methods(name: str, spec: Spec, catalog: Catalog) -> list[type[Method]]:

@@ -5,20 +5,20 @@ trials have in common is computed once. Its name says which one it is: who asks 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Capacity
 from cluster.connect import capacity
-from cluster.pool import Pool
+from cluster.pool import Began, Ended, Handle, Pool
 from lfm.errors import LfmError
 from operators.artifact import KINDS
 from operators.catalog import Catalog
 from operators.code import Code
 from operators.resources import Resources
-from operators.workspace import Outcome
+from operators.workspace import Heard, Outcome
 from pipelines.beginning import started
 from pipelines.changes import written
 from pipelines.execute import memory_of, modules
@@ -26,13 +26,14 @@ from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal, RunIsLive, history, trial_name, trials
 from pipelines.plan import Plan, PlanError, of_run, plan
 from pipelines.problems import Places
-from pipelines.run import POLL_S, run as drive
+from pipelines.run import LOOK_S, POLL_S, Watch, run as drive
 from pipelines.searches import part, repeated, varied
 from pipelines.spec import Spec, build, dump
 from pipelines.storage.base import Storage
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 from pipelines.tracking import outbox
+from pipelines.view import measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +86,14 @@ class Repeated:
         changed = {f.partition(".")[0] for f in fields}
         return room([s.resources for n, s in spec.steps.items() if changed & {*part(spec, (n,)).steps}], capacity())
 
-    def run(self, changes: Mapping[str, Any]) -> Outcome:
-        """Run the steps with some values changed, unless that was done before: then say what became of it."""
+    def run(self, changes: Mapping[str, Any], *, step: str = "", heard: Heard | None = None) -> Outcome:
+        """Run the steps with some values changed, unless that was done before: then say what became of it.
+
+        The arguments are those of `Trials.run`.
+        """
         storage = open_storage(self.store)
         name = trial_name(self.run_name, self.step, changes)
+        watch = (lambda events: None) if heard is None else Follower(storage, step, heard)
         while True:
             known = outcome(storage, name, self.names)
             if known is not None and known.state != "interrupted":
@@ -98,7 +103,7 @@ class Repeated:
             except RunIsLive:  # another trial with the same values
                 time.sleep(POLL_S)
                 continue
-            self._drive(storage, journal, changes)
+            self._drive(storage, journal, changes, watch)
 
     def outcomes(self) -> list[Outcome]:
         """What became of all that this step has begun so far, in that order, by earlier attempts too."""
@@ -107,7 +112,7 @@ class Repeated:
         own = (one for one in found if one is not None)
         return sorted(own, key=lambda one: (one.began, one.run))
 
-    def _drive(self, storage: Storage, journal: Journal, changes: Mapping[str, Any]) -> None:
+    def _drive(self, storage: Storage, journal: Journal, changes: Mapping[str, Any], watch: Watch) -> None:
         store = Store(storage)
         noted: dict[str, Any] = {
             "until": "",
@@ -125,9 +130,12 @@ class Repeated:
             return
         journal.write([started(made, journal.run, retries=self.retries, mlflow=self.mlflow, **noted)])
         try:
-            drive(made, store, journal, connect=lambda: nullcontext(Pool()), retries=self.retries)
+            drive(made, store, journal, connect=shared, retries=self.retries, watch=watch)
         except PlanError as error:
             journal.write([_failed(error)])
+        except SystemExit:
+            journal.write([Event("finished", data={"status": "stopped"}, time=time.time())])
+            raise
 
     def _plan(self, store: Store, changes: Mapping[str, Any]) -> Plan:
         catalog = self._catalog()
@@ -139,6 +147,58 @@ class Repeated:
 
     def _spec(self) -> Spec:
         return build(dict(self.pipeline), Places("trial"), code=self.code, catalog=self._catalog()).whole()
+
+
+class Follower:
+    """Hears a trial's events, and tells what one of its steps measures while it works."""
+
+    def __init__(self, storage: Storage, step: str, heard: Heard) -> None:
+        self.storage, self.step, self.heard = storage, step, heard
+        self._log, self._told, self._due = "", 0, 0.0
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        """Hear of events, and of none now and then."""
+        for event in events:
+            if event.step == self.step and event.kind in ("start", "commit", "fail"):
+                self._tell()  # what it measured last
+                self._log = str(event.data["log"]) if event.kind == "start" else ""
+        if time.monotonic() > self._due:
+            self._due = time.monotonic() + LOOK_S
+            self._tell()
+
+    def _tell(self) -> None:
+        lines = [one for one in measured(self.storage, self._log) if "measures" in one] if self._log else []
+        if lines and lines[-1]["done"] > self._told:
+            self._told = int(lines[-1]["done"])
+            self.heard(self._told, lines[-1]["measures"])
+
+
+class _Own(Pool):
+    """A cluster, and what was handed to it from here and has not ended."""
+
+    def __init__(self) -> None:
+        self.open: set[Handle] = set()
+
+    def start(self, act: Callable[[Any], Any], task: Any, **asked: Any) -> Handle:
+        handle = super().start(act, task, **asked)
+        self.open.add(handle)
+        return handle
+
+    def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:
+        said = super().heard(handles, timeout)
+        self.open -= {one.handle for one in said if isinstance(one, Ended)}
+        return said
+
+
+@contextmanager
+def shared() -> Iterator[Pool]:
+    """The cluster that this process is part of; what was begun here ends here."""
+    pool = _Own()
+    try:
+        yield pool
+    finally:
+        for handle in pool.open:
+            pool.end(handle)
 
 
 def _failed(error: LfmError) -> Event:

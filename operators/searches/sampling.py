@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operators.searches.space import LEARNING, Dimension, Limits, Objective, Sampler, Space, active, fulfilled
+from operators.searches.space import LEARNING, Dimension, Limits, Objective, Sampler, Space, Stop, active, fulfilled
 
 Values = Mapping[str, Any]
+Report = Callable[[int, float], None]
+"""Says how far a trial is and what it measures there; does not return where the trial is to end."""
+AT, FOLLOWED = "at", "followed"  # what Tune calls the two
 PLACE = 0.001  # of the resource that a machine's address is: a trial's driver computes nothing, and has to be placed
 
 
@@ -22,6 +25,7 @@ class Course:
         limits: How many, and until when.
         concurrency: Trials at once.
         known: Points that are tried first, in order; what was tried before is answered from what became of it.
+        stop: When a trial is ended early; None for never.
     """
 
     sampler: Sampler
@@ -29,10 +33,11 @@ class Course:
     limits: Limits
     concurrency: int
     known: Sequence[Values] = ()
+    stop: Stop | None = None
 
 
 def explore(
-    attempt: Callable[[Values], Sequence[float]],
+    attempt: Callable[[Values, Report], Sequence[float]],
     space: Space,
     objectives: Sequence[Objective],
     course: Course,
@@ -43,7 +48,8 @@ def explore(
     """Try points of a space, each in a process of its own on this machine.
 
     Args:
-        attempt: The values of the objectives at a point; sent to other processes. What it raises is that trial's end.
+        attempt: The values of the objectives at a point, none where it was ended early; sent to other processes. What
+            it raises is that trial's end.
         space: What is varied.
         objectives: What is looked for.
         course: How.
@@ -51,15 +57,19 @@ def explore(
         heard: Called with the values of a trial that has ended, with none where it failed.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # on the way there is no objective yet
     import ray
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
     names = [f"objective {number}" for number, _ in enumerate(objectives, 1)]
 
+    def report(at: int, value: float) -> None:
+        tune.report({AT: at, FOLLOWED: value})
+
     def trainable(config: Values) -> None:
-        found = attempt(active(space, decoded(space, config)))
-        tune.report(dict(zip(names, found, strict=True)))
+        found = attempt(active(space, decoded(space, config)), report)
+        tune.report(dict(zip(names, found, strict=False)))
 
     class Heard(tune.Callback):  # type: ignore[misc]
         def on_trial_complete(self, *_: object, trial: Any, **__: object) -> None:
@@ -75,6 +85,7 @@ def explore(
         param_space={} if optuna else {k: _domain(d, grid=course.sampler == "grid") for k, d in space.items()},
         tune_config=tune.TuneConfig(
             search_alg=searcher(space, names, objectives, course) if optuna else _tunes_own(course),
+            scheduler=_scheduler(course.stop),
             num_samples=1 if course.sampler == "grid" else course.limits.num_trials,
             max_concurrent_trials=course.concurrency,
             time_budget_s=course.limits.max_hours * 3600 or None,
@@ -118,6 +129,23 @@ def _domain(dimension: Dimension, *, grid: bool) -> Any:
     return tune.uniform(*dimension.uniform)
 
 
+def _scheduler(stop: Stop | None) -> Any:
+    """What ends trials early."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    if stop is None:
+        return None
+    return ASHAScheduler(
+        time_attr=AT,
+        metric=FOLLOWED,
+        mode="min" if stop.direction == "minimize" else "max",
+        grace_period=stop.first,
+        max_t=stop.last,
+        reduction_factor=stop.factor,
+        stop_last_trials=False,
+    )
+
+
 def _tunes_own(course: Course) -> Any:
     """What draws at random, or takes one point of a grid after the other; it draws the same again."""
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -131,6 +159,13 @@ def searcher(space: Space, names: Sequence[str], objectives: Sequence[Objective]
     from optuna.samplers import CmaEsSampler, TPESampler
     from ray.tune.search.optuna import OptunaSearch
 
+    class Patient(OptunaSearch):  # type: ignore[misc]
+        """Hears of objectives alone, which come at the end of a trial."""
+
+        def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+            if all(name in result for name in names):
+                super().on_trial_result(trial_id, result)
+
     set_verbosity(WARNING)
     ways = ["min" if o.direction == "minimize" else "max" for o in objectives]
     one = len(objectives) == 1
@@ -139,7 +174,7 @@ def searcher(space: Space, names: Sequence[str], objectives: Sequence[Objective]
         if course.sampler == "cma_es"
         else TPESampler(seed=course.seed)
     )
-    return OptunaSearch(
+    return Patient(
         space=Draws(space),
         metric=names[0] if one else list(names),
         mode=ways[0] if one else ways,

@@ -15,8 +15,8 @@ LEARNING: tuple[Sampler, ...] = ("tpe", "cma_es")
 MIDDLE = 0.381966  # of the way between two bounds: no integer, as the golden section is irrational
 
 
-class DimensionError(FieldError):
-    """A dimension of a search that nothing can be drawn from."""
+class SearchError(FieldError):
+    """A dimension that nothing can be drawn from, or a rule that could end no trial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Dimension:
         given = [k for k in ("uniform", "log_uniform", "integer", "choice") if getattr(self, k) is not None]
         if len(given) != 1:
             allowed = "exactly one of uniform, log_uniform, integer and choice"
-            raise DimensionError("dimension", given[1] if given else "choice", " and ".join(given) or None, allowed)
+            raise SearchError("dimension", given[1] if given else "choice", " and ".join(given) or None, allowed)
         name = given[0]
         for holds, allowed in (
             (self.choice is None or len(self.choice) >= 1, "at least one value"),
@@ -52,7 +52,7 @@ class Dimension:
             (self.log_uniform is None or self.log_uniform[0] > 0, "bounds > 0"),
         ):
             if not holds:
-                raise DimensionError("dimension", name, getattr(self, name), allowed)
+                raise SearchError("dimension", name, getattr(self, name), allowed)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -85,6 +85,38 @@ class Dimension:
         assert self.bounds is not None
         low, high = self.bounds
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Ends trials early that do worse than others at the same point of one step (ASHA).
+
+    Attributes:
+        step: The step, one that reports how far it is and what it measures there: one that trains.
+        measure: What it reports by which trials are compared.
+        direction: Which way is better.
+        first: How far that step has to be before a trial may be ended, in its own steps.
+        last: From where on none is ended any more; above `first`.
+        factor: Only the best one of so many goes on, at `first` and at each `factor` times as far.
+    """
+
+    step: str
+    first: int
+    last: int
+    measure: str = "loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    factor: int = 4
+
+    __pydantic_config__ = FIELDS
+
+    def __post_init__(self) -> None:
+        for holds, name, allowed in (
+            (self.first >= 1, "first", "first >= 1"),
+            (self.last > self.first, "last", "last > first"),
+            (self.factor >= 2, "factor", "factor >= 2"),
+        ):
+            if not holds:
+                raise SearchError("stop", name, getattr(self, name), allowed)
 
 
 Space = Mapping[str, Dimension]

@@ -4,7 +4,7 @@ import pytest
 
 from lfm.errors import UnknownName
 from operators.artifact import Metrics, Model
-from operators.searches.space import Dimension, Objective
+from operators.searches.space import Dimension, Objective, Stop
 from operators.searching import SearchFailed, TrialFailed, best_of, judged_at, known_points, measured, search
 from operators.workspace import Outcome
 
@@ -80,11 +80,28 @@ class Fake:
 
 
 def test_a_point_as_it_is_written_is_not_run_again_and_a_failed_one_raises():
-    judge = partial(judged_at, Fake(), {"m.density": 0.9}, (7.0,), (LOSS,))
+    judge = partial(judged_at, Fake(), {"m.density": 0.9}, (7.0,), (LOSS,), None, report=print)
     assert judge({"m.density": 0.9}) == (7.0,)
     assert judge({"m.density": 0.5}) == (0.5,)
     with pytest.raises(TrialFailed, match="trial 'a': burst"):
         judge({"m.density": 0.2})
+
+
+def test_a_trial_that_is_followed_reports_the_measure_and_one_that_was_stopped_has_no_values():
+    class Followed:
+        def run(self, changes, *, step, heard):
+            assert step == "part"
+            heard(1, {"loss": 3.0})
+            heard(2, {"lr": 0.5})
+            heard(3, {"loss": 2.0})
+            return trial("a", 1.0, state="stopped")
+
+    said = []
+    stop = Stop(step="part", first=1, last=9)
+    values = judged_at(
+        Followed(), {}, (7.0,), (LOSS,), stop, {"m.density": 0.5}, lambda at, value: said.append((at, value))
+    )
+    assert (values, said) == ((), [(1, 3.0), (3, 2.0)])
 
 
 def test_what_was_tried_comes_first_and_as_it_is_written_where_it_lies_in_the_space():

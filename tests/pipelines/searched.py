@@ -28,7 +28,10 @@ def begun(work: Workspace, *, at: float = 0.0, touch: str = "") -> Model:
 
 @operator()
 def moved(work: Workspace, *, model: Model, by: float = 1.0, times: int = 1, refused: int = 99) -> Model:
-    """Another number."""
+    """Another number; a large move goes on for ever."""
+    work.progress(16, 16, off=by)
+    while by > 5:
+        pass
     if times == refused:
         raise ValueError("asked to fail")
     return work.save(Model, written(work, json.loads((model.path / "number.json").read_text()) + by * times))

@@ -31,6 +31,7 @@ GIVEN = {
     "Requirement": {"better": "a", "than": 1, "on": "b"},
     "Dimension": {"uniform": [0, 1]},
     "Objective": {"measure": "loss", "direction": "minimize"},
+    "Stop": {"step": "tuned", "first": 1, "last": 9},
 }
 
 

@@ -111,6 +111,13 @@ def test_an_objective_on_a_set_that_is_not_measured_is_refused():
     assert of_merge(wrong) == ["objectives: 'measured' has no set 'tex'. Did you mean 'text'?"]
 
 
+def test_a_rule_about_a_step_that_no_trial_runs_is_refused():
+    assert said("found.stop={step: parts, first: 1, last: 9}") == [
+        "stop: no step of the trials is called 'parts'. Did you mean 'part'?"
+    ]
+    assert said("found.stop={step: part, first: 9, last: 1}") == ["search: stop.last=1, expected last > first."]
+
+
 def test_steps_that_are_no_steps_or_change_the_world_are_refused():
     outside = MERGE.replace("{result: merged", "{result: base")
     assert said(text=outside, catalog=Catalog(), code=Code()) == [

@@ -82,18 +82,23 @@ def test_trials_share_what_they_have_in_common_and_a_broken_off_search_goes_on_w
     assert sought.made.read_text() == "x"
 
 
-def test_a_grid_takes_each_point_once_and_the_first_objective_decides(sought):
-    space = "found.space={part.times: {choice: [1, 2, 4]}}"
+def test_a_grid_takes_each_point_once_stops_the_worst_on_the_way_and_knows_the_front(sought, store):
     objectives = [
         {"on": "text", "measure": "loss", "direction": "minimize"},
-        {"measure": "size", "direction": "maximize"},
+        {"measure": "size", "direction": "minimize"},
     ]
-    said, steps = sought(space, "found.sampler=grid", f"found.objectives={json.dumps(objectives)}")
+    said, steps = sought(
+        "found.space={part.by: {choice: [1.0, 2.0, 9.0]}}",  # the last one goes on for ever
+        "found.stop={step: part, measure: off, first: 1, last: 64}",
+        "found.sampler=grid",
+        "found.concurrency=1",
+        f"found.objectives={json.dumps(objectives)}",
+    )
     assert said == "done"
     found = steps["found"].data["about"]["search"]
-    rows = [(t["changes"]["part.times"], t["values"]) for t in found["trials"]]
-    assert sorted(rows) == [(1, [2.0, 1.0]), (2, [1.0, 2.0]), (4, [1.0, 4.0])]
-    assert rows[0][0] == 1  # as it is written
-    by_run = {t["run"]: t["changes"]["part.times"] for t in found["trials"]}
-    assert [by_run[r] for r in found["front"]] == [4]
-    assert by_run[found["best"]] in (2, 4)
+    rows = [(t["changes"]["part.by"], t["state"], t["values"]) for t in found["trials"]]
+    assert rows == [(1.0, "done", [2.0, 1.0]), (2.0, "done", [1.0, 2.0]), (9.0, "stopped", [])]
+    first, second, stopped = (t["run"] for t in found["trials"])
+    assert (found["best"], found["front"]) == (second, [first, second])
+    assert steps["after"].data["about"]["sets"]["text"]["loss"] == 1.0
+    assert history(store.storage, stopped)[-1].data == {"status": "stopped"}

@@ -5,9 +5,10 @@ from pydantic import TypeAdapter
 
 from operators.searches.space import (
     Dimension,
-    DimensionError,
     Limits,
     Objective,
+    SearchError,
+    Stop,
     active,
     front,
     problems_of,
@@ -36,10 +37,24 @@ SIZE = Objective(measure="parameters", direction="minimize")
     ],
 )
 def test_a_dimension_from_which_nothing_can_be_drawn_is_refused(fields, said):
-    with pytest.raises(DimensionError) as caught:
+    with pytest.raises(SearchError) as caught:
         Dimension(**fields)
     assert str(caught.value) == said
     assert type(caught.value)(*caught.value.args).args == caught.value.args
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"first": 0, "last": 9}, "stop: first=0, expected first >= 1."),
+        ({"first": 9, "last": 9}, "stop: last=9, expected last > first."),
+        ({"first": 1, "last": 9, "factor": 1}, "stop: factor=1, expected factor >= 2."),
+    ],
+)
+def test_a_rule_that_could_end_no_trial_is_refused(fields, said):
+    with pytest.raises(SearchError) as caught:
+        Stop(step="tuned", **fields)
+    assert str(caught.value) == said
 
 
 def test_yaml_gives_the_numbers_that_python_gives():
