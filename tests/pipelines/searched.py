@@ -29,7 +29,7 @@ def begun(work: Workspace, *, at: float = 0.0, touch: str = "") -> Model:
 @operator()
 def moved(work: Workspace, *, model: Model, by: float = 1.0, times: int = 1, refused: int = 99) -> Model:
     """Another number; a large move goes on for ever."""
-    work.progress(16, 16, off=by)
+    work.progress(16, 16, away=by)
     while by > 5:
         pass
     if times == refused:

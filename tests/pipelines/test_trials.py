@@ -89,7 +89,7 @@ def test_a_grid_takes_each_point_once_stops_the_worst_on_the_way_and_knows_the_f
     ]
     said, steps = sought(
         "found.space={part.by: {choice: [1.0, 2.0, 9.0]}}",  # the last one goes on for ever
-        "found.stop={step: part, measure: off, first: 1, last: 64}",
+        "found.stop={step: part, measure: away, first: 1, last: 64}",
         "found.sampler=grid",
         "found.concurrency=1",
         f"found.objectives={json.dumps(objectives)}",
