@@ -255,9 +255,10 @@ def trial_name(run: str, step: str, changes: Mapping[str, Any]) -> str:
 
 
 def trials(storage: Storage, run: str, step: str = "") -> list[str]:
-    """The trials of a run, of one of its steps or of all, and theirs."""
-    start = f"{run}{TRIAL}{step}{TRIAL if step else ''}"
-    return [r for r in storage.folders("runs") if r.startswith(start)]
+    """The trials of one step of a run; without one of all, and what is below these."""
+    start = f"{run}{TRIAL}{step}{TRIAL}" if step else f"{run}{TRIAL}"
+    found = [r for r in storage.folders("runs") if r.startswith(start)]
+    return [r for r in found if TRIAL not in r.removeprefix(start)] if step else found
 
 
 def runs(storage: Storage) -> tuple[str, ...]:
@@ -385,7 +386,7 @@ def _interrupted(step: StepState, ended: float) -> StepState:
 
 
 def status(storage: Storage, run: str, events: Sequence[Event]) -> str:
-    """``running``, ``serving``, ``done``, ``failed`` or ``interrupted``."""
+    """``running``, ``serving``, ``done``, ``failed`` or ``interrupted``; of a trial also ``stopped``."""
     last = [e for e in events if e.kind in ("started", "serving", "finished")][-1]
     if last.kind == "finished":
         return str(last.data["status"])

@@ -45,6 +45,7 @@ class Repeated:
         names: The step that each input of the searching step names.
         retries: How often a step of a trial may fail.
         mlflow: Where trials are told.
+        address: The cluster that the run was given, which a trial has when somebody goes on with it by itself.
     """
 
     store: str
@@ -55,6 +56,7 @@ class Repeated:
     code: Code
     retries: int
     mlflow: str
+    address: str
 
     @classmethod
     def of(cls, storage: Storage, run: str, step: str) -> "Repeated":
@@ -74,6 +76,7 @@ class Repeated:
             code=code,
             retries=began["retries"],
             mlflow=began["mlflow"],
+            address=began["address"],
         )
 
     def written(self, fields: Iterable[str]) -> dict[str, Any]:
@@ -116,7 +119,7 @@ class Repeated:
         store = Store(storage)
         noted: dict[str, Any] = {
             "until": "",
-            "address": "",
+            "address": self.address,
             "trial": {"of": self.run_name, "step": self.step, "names": self.names, "changes": dict(changes)},
         }
         if self.mlflow != outbox.NONE:

@@ -44,6 +44,8 @@ def act(arguments: Namespace) -> int:
     for step, state in now.items():
         if state.state == "failed":
             print(failure(step, state.data, storage))
+    if "why" in events[-1].data:  # of a trial that had no plan
+        print(events[-1].data["why"])
     found = measurements(now)
     if found:
         print()

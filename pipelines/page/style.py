@@ -53,7 +53,7 @@ code, .name, .names a, .verb, .digest, .ancestry .role, .timeline th a, .interva
 .reused { color: var(--reused); }
 .running, .serving { color: var(--running); }
 .failed, .interrupted, .fails { color: var(--failed); }
-.waiting, .skipped { color: var(--idle); }
+.waiting, .skipped, .stopped { color: var(--idle); }
 .serving { color: var(--done); }
 
 .part { margin-top: 36px; scroll-margin-top: 16px; }

@@ -21,6 +21,7 @@ STATUS = {
     "reused": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
+    "stopped": "KILLED",
 }
 ENDS = ("started", "serving", "finished")  # the last of these says whether the run is over
 MODELS = (kind_of(Model), kind_of(Adapter))

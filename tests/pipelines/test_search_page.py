@@ -4,12 +4,13 @@ import math
 
 import pytest
 
+from pipelines.__main__ import main
 from pipelines.findings import search, searched_table, searches, value_text
 from pipelines.lineage import StepState
 from pipelines.page.document import document
 from pipelines.page.searches import axis_of
 from pipelines.view import seconds
-from tests.pipelines.test_page import Page, Told, losses
+from tests.pipelines.test_page import CHAIN, Page, Told, losses
 
 LOSS = {"name": "loss on text", "measure": "loss", "on": "text", "direction": "minimize"}
 SIZE = {"name": "parameters", "measure": "parameters", "on": "", "direction": "minimize"}
@@ -113,3 +114,14 @@ def test_a_note_that_travels_on_is_one_search_and_another_s_note_is_none():
 def test_values_are_written_short():
     values = (0.123456, 4, "warm", True, {"name": "ties"}, {"name": "ties", "density": 0.25})
     assert [value_text(v) for v in values] == ["0.1235", "4", "warm", "True", "ties", "ties(density=0.25)"]
+
+
+@pytest.mark.parametrize("why", [{}, {"why": "TIES: density=2.0, expected 0 < density <= 1."}])
+def test_a_trial_that_was_stopped_or_had_no_plan_can_be_shown(store, capsys, why):
+    told = Told(store, {} if why else CHAIN)
+    if not why:
+        told.done("a")
+    told.tell("finished", status="failed" if why else "stopped", **why)
+    assert ("failed" if why else "stopped") in Page(document(told.account())).text
+    assert main(["show", told.run, "--store", store.storage.uri]) == 0
+    assert why.get("why", "stopped") in capsys.readouterr().out

@@ -177,10 +177,10 @@ def test_trials_are_runs_that_no_list_of_runs_has(store):
     first, again = (trial_name("run-1", "found", {"a.b": v}) for v in (1, 2))
     assert first != again
     assert first == trial_name("run-1", "found", {"a.b": 1})
-    for name in ("run-1", first, again, trial_name("run-1", "founder", {})):
+    for name in ("run-1", first, again, trial_name("run-1", "founder", {}), trial_name(first, "inner", {})):
         store.storage.put_if_absent(f"runs/{name}/journal/000001-000001.json", b"[]")
     assert runs(store.storage) == ("run-1",)
     assert trials(store.storage, "run-1", "found") == sorted((first, again))
-    assert len(trials(store.storage, "run-1")) == 3
+    assert len(trials(store.storage, "run-1")) == 4
     assert find_run(store.storage, "last") == find_run(store.storage, "run") == "run-1"
     assert find_run(store.storage, first) == first

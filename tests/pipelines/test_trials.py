@@ -33,7 +33,7 @@ def sought(tmp_path, store, ray_local):
         spec = load((folder / "pipeline.yaml").read_text(), catalog=catalog, code=code, changes=changes)
         planned = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite", store), catalog)
         journal = Journal.claim(store.storage, "one")
-        journal.write([started(planned, "one", retries=0, mlflow=mlflow)])
+        journal.write([started(planned, "one", retries=0, mlflow=mlflow, address="local")])
         said = run(planned, store, journal, connect=ray_local)
         return said, states(history(store.storage, "one"), planned.steps)
 
