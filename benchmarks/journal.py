@@ -23,8 +23,8 @@ from loopback_s3 import loopback
 from rounds import Figure, command_line, compared, interleaved, said
 from step_cost import Chain
 
+from pipelines.beginning import described, inputs_of
 from pipelines.commands import resume
-from pipelines.commands._planned import described, inputs_of
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal, history, new_run, states

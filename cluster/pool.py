@@ -89,7 +89,8 @@ class Pool:
                 hold it.
         """
         nodes = (self._there or self.capacity()).nodes
-        options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
+        options: dict[str, Any] = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
+        options["scheduling_strategy"] = "DEFAULT"  # a driver that has a place of its own would share that with it
         where = selector(nodes, cpus=cpus, gpus=gpus, memory=memory, accelerator=accelerator)
         return _remote(fresh=gpus > 0).options(**options, label_selector=where).remote(act, task)
 

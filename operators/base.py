@@ -132,6 +132,8 @@ class Operator(Generic[T]):
             another step makes is one whose config says what that will be, and whose weights are not there.
         like: The input that is a model of the same shape as what it makes; empty where there is none.
         config: Says the config of the model that it makes, where no input is like it; called as `problems` is.
+        follows: The input of whose kind its result is; empty where signature, method or `kind` say that.
+        repeats: The inputs that have to be steps, which it runs again, with all that they need, with other values.
     """
 
     body: Callable[..., T]
@@ -147,6 +149,8 @@ class Operator(Generic[T]):
     footprint: Callable[..., Footprint | None] | None = None
     like: str = ""
     config: Callable[..., Mapping[str, Any] | None] | None = None
+    follows: str = ""
+    repeats: tuple[str, ...] = ()
     name: str = field(init=False)
     gives: tuple[type[Artifact], ...] = field(init=False)
     family: type[Method] | None = field(init=False)
@@ -293,6 +297,8 @@ def operator(
     footprint: Callable[..., Footprint | None] | None = None,
     like: str = "",
     config: Callable[..., Mapping[str, Any] | None] | None = None,
+    follows: str = "",
+    repeats: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., T]], Operator[T]]:
     """Turn a function into an `Operator`, whose attributes say what each of these means."""
     return lambda body: Operator(
@@ -309,4 +315,6 @@ def operator(
         footprint,
         like,
         config,
+        follows,
+        repeats,
     )

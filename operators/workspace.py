@@ -1,13 +1,67 @@
 """What a running step may touch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from operators.artifact import Artifact
 from operators.resources import Resources
 
 A = TypeVar("A", bound=Artifact)
+
+
+Heard = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a trial: of steps of a pipeline that were run again with other values.
+
+    Attributes:
+        run: The trial's own run.
+        changes: The values that were changed, by ``STEP.FIELD``.
+        state: ``done``, ``failed``, ``stopped`` (by who followed it) or ``interrupted``.
+        error: Why it failed; empty where it did not.
+        began: Seconds since 1970.
+        seconds: How long it took.
+        computed: The steps that ran.
+        reused: The steps whose results were in the store.
+        made: What the steps made that the operator's inputs name, by input.
+    """
+
+    run: str
+    changes: Mapping[str, Any]
+    state: str
+    error: str = ""
+    began: float = 0.0
+    seconds: float = 0.0
+    computed: Sequence[str] = ()
+    reused: Sequence[str] = ()
+    made: Mapping[str, Artifact] = field(default_factory=dict)
+
+
+class Trials(Protocol):
+    """The steps that an operator's inputs name (`Operator.repeats`), to be run again; other processes may do that."""
+
+    def written(self, fields: Iterable[str]) -> dict[str, Any]:
+        """The values of some ``STEP.FIELD`` as the pipeline has them."""
+
+    def at_once(self, fields: Iterable[str]) -> int:
+        """How many trials that differ in these fields the cluster has room for."""
+
+    def run(self, changes: Mapping[str, Any], *, step: str = "", heard: Heard | None = None) -> Outcome:
+        """Run the steps with some values changed, unless that was done before: then say what became of it.
+
+        Args:
+            changes: The values, by ``STEP.FIELD``.
+            step: A step that is followed.
+            heard: Called now and then with how far that step is and what it measures there. Where it raises
+                `SystemExit`, the trial is stopped, with all that it has under way.
+        """
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of all that this step has begun so far, in that order, by earlier attempts too."""
 
 
 class Workspace(Protocol):
@@ -49,3 +103,6 @@ class Workspace(Protocol):
 
     def register(self, artifact: Artifact, name: str, alias: str) -> int:
         """Give an input a version under `name`, unless it has one, move `alias` to that, and return its number."""
+
+    def trials(self) -> Trials:
+        """The steps that the operator repeats."""

@@ -202,7 +202,8 @@ def _made(storage: Storage, run: str) -> dict[str, str]:
 def recorded(storage: Storage, run: str) -> dict[str, Result]:
     """What each step of a run made, by its name, as the run's journal has it: effects too, which the store forgets.
 
-    What was reused took what it took when it was made: as the store has it, where that still has it.
+    What was reused took what it took when it was made: as the store has it, where that still has it. So did what
+    hands on more than its inputs, as a search does.
     """
     events = history(storage, run)
     began = [e.data for e in events if e.kind == "started"][-1]
@@ -214,8 +215,11 @@ def recorded(storage: Storage, run: str) -> dict[str, Result]:
         return {"kind": made[name].data["artifact"], "digest": made[name].data["digest"], "uri": ""}
 
     found = {}
-    reused = [began["steps"][e.step]["fingerprint"] for e in made.values() if e.kind == "reuse"]
-    stored = {r.fingerprint: r for r in at_once(Store(storage).result, reused) if r is not None}
+    wanted = [
+        began["steps"][step] for step, event in made.items() if event.kind == "reuse" or "search" in event.data["about"]
+    ]
+    prints = [planned["fingerprint"] for planned in wanted]
+    stored = {r.fingerprint: r for r in at_once(Store(storage).result, prints) if r is not None}
     for step, event in made.items():
         planned = began["steps"][step]
         known = stored.get(planned["fingerprint"])

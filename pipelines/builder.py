@@ -72,6 +72,7 @@ class Builder:
         self._references: dict[str, dict[str, Reference]] = {}
         self._edges: dict[str, Mapping[str, Edge]] = {}
         self._makes: dict[str, type[Artifact]] = {}
+        self._followed: dict[str, Reference | None] = {}  # what a step makes the same kind of
         given, written = self._sections(raw)
         self._known = None if self._lost(raw) else (*given, *written)
         self.names = tuple(written)
@@ -152,7 +153,9 @@ class Builder:
         self._references[name], self._edges[name] = inputs, verb.edges
         if resources is not None:
             self.asks[name] = resources
-        if method is not None or len(verb.gives) == 1:
+        if verb.follows:
+            self._followed[name] = inputs.get(verb.follows)
+        elif method is not None or len(verb.gives) == 1:
             self._makes[name] = verb.makes(method, params)
         if resources is None or len(self.problems) > before:
             return None
@@ -314,6 +317,8 @@ class Builder:
         for both in sorted(ambiguous):
             self._refuse(("steps", both), "an input has this name too, expected one for each. Rename one of them.")
         makes = {**self._makes, **{k: type(a) for k, a in self.inputs.items()}}
+        for _ in self._followed:  # each may follow another
+            makes |= {n: makes[s] for n, s in self._followed.items() if isinstance(s, str) and s in makes}
         for name, inputs in self._references.items():
             for key, reference in inputs.items():
                 kinds = self._edges[name][key].kinds

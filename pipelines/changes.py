@@ -1,6 +1,7 @@
 """``--set A.B=VALUE``: a pipeline as plain values -> the same with one thing changed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from lfm.errors import LfmError
@@ -20,6 +21,8 @@ class _Refused(LfmError, ValueError):
 
 def change(raw: dict[str, Any], text: str, catalog: Catalog, places: Places) -> Problem | None:
     """Apply ``input=URI``, ``step=URI`` (the step becomes an input) or ``step.field=value`` to `raw`.
+
+    The field ``method`` is the whole method.
 
     Args:
         raw: The pipeline, changed in place; what has the wrong form in it stays as it is.
@@ -58,14 +61,62 @@ def _change(raw: dict[str, Any], text: str, catalog: Catalog, places: Places) ->
         _replace(raw, inputs, steps, where, value, catalog)
         places.known[("inputs", where)] = place
     elif isinstance(steps[where], dict):
-        section, name = _section(steps[where], key, catalog)
-        if section:
-            if section not in steps[where]:
-                places.known[("steps", where, section)] = place
-            fields = steps[where][section] = steps[where].get(section) or {}
-            if isinstance(fields, dict):
-                fields[name] = _value(value)
-                places.known[("steps", where, section, name)] = place
+        _put(("steps", where), steps[where], key, _value(value), catalog, places, place)
+
+
+def vary(raw: dict[str, Any], values: Mapping[str, Any], catalog: Catalog) -> list[str]:
+    """Apply plain values by ``STEP.FIELD`` to a whole pipeline, as `change` does with texts.
+
+    Returns:
+        Why some cannot be, a sentence each.
+    """
+    problems = []
+    for target, value in values.items():
+        where, _, key = target.partition(".")
+        try:
+            if where not in raw["steps"] or not key:
+                known = {f"{n}.{key}": n for n in raw["steps"]}
+                raise _Refused(f"expected STEP.FIELD of a step. {near(target, known)}")
+            own = deepcopy(value)  # into which the next change may write
+            _put(("steps", where), raw["steps"][where], key, own, catalog, Places(""), Place(""))
+        except _Refused as refused:
+            problems.append(f"{target}: {refused}")
+    return problems
+
+
+def written(raw: Mapping[str, Any], targets: Iterable[str], catalog: Catalog) -> dict[str, Any]:
+    """The values that fields have in a whole pipeline, by ``STEP.FIELD``; without those that it does not have."""
+    found = {}
+    for target in targets:
+        where, _, key = target.partition(".")
+        step = raw["steps"][where]
+        try:
+            section, name = ("", "method") if key == "method" else _section(step, key, catalog)
+        except _Refused:  # a field that only another method has
+            continue
+        fields = step[section] if section else step
+        if name in fields:
+            found[target] = fields[name]
+    return found
+
+
+def _put(
+    path: tuple[str, str], step: dict[str, Any], key: str, value: Any, catalog: Catalog, places: Places, place: Place
+) -> None:
+    """Set a field of a step, or its whole method, where what has the field is known."""
+    if key == "method":
+        step[key] = value
+        places.known[(*path, key)] = place
+        return
+    section, name = _section(step, key, catalog)
+    if not section:
+        return
+    if section not in step:
+        places.known[(*path, section)] = place
+    fields = step[section] = step.get(section) or {}
+    if isinstance(fields, dict):
+        fields[name] = value
+        places.known[(*path, section, name)] = place
 
 
 def _mapping(raw: dict[str, Any], section: str) -> dict[str, Any]:
@@ -104,13 +155,27 @@ def _replace(
     needed_before = _used(steps)
     step = steps.pop(name)
     try:
-        kind = kind_of(catalog.operator(str(step.get("operator"))).gives[0]) if isinstance(step, dict) else "model"
+        kind = _kind(step, inputs, steps, catalog)
     except LfmError:
         kind = "model"
     inputs[name] = {kind: uri}
     while orphans := [s for s in steps if s in needed_before and s not in _used(steps)]:
         for orphan in orphans:
             del steps[orphan]
+
+
+def _kind(step: Any, inputs: Mapping[str, Any], steps: Mapping[str, Any], catalog: Catalog) -> str:
+    """The word for what a step makes, as far as its text tells."""
+    if not isinstance(step, dict):
+        return "model"
+    verb = catalog.operator(str(step.get("operator")))
+    given = step.get("inputs")
+    followed = given.get(verb.follows) if isinstance(given, dict) else None
+    if not isinstance(followed, str):
+        return kind_of(verb.gives[0])
+    if isinstance(inputs.get(followed), dict):
+        return str(next(iter(inputs[followed]), "model"))
+    return _kind(steps.get(followed), inputs, {k: s for k, s in steps.items() if k != followed}, catalog)
 
 
 def _used(steps: Mapping[str, Any]) -> set[str]:

@@ -26,6 +26,7 @@ from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
 from operators.sharing.notices import NodeLost, Notices
+from operators.workspace import Trials
 from pipelines.failures import classify
 from pipelines.faults import reached
 from pipelines.inputs.inspector import STORED, InputChanged, Looks, fetch
@@ -133,7 +134,7 @@ def _failed(error: BaseException, task: Task) -> dict[str, Any]:
 def _perform(task: Task, storage: Storage, unwritten: Unwritten) -> dict[str, Any]:
     store = Store(storage)
     began = time.monotonic()
-    catalog = Catalog(_modules(task.code))
+    catalog = Catalog(modules(task.code))
     verb = catalog.operator(task.operator)
     arguments = {**verb.validated(task.params), **fetched(task.inputs, store)}
     if task.method is not None and verb.family is not None:
@@ -162,7 +163,7 @@ def _perform(task: Task, storage: Storage, unwritten: Unwritten) -> dict[str, An
         run=task.run,
         step=task.step,
         seconds=time.monotonic() - began,
-        inputs=_sources(task.inputs),
+        inputs={**_sources(task.inputs), **(_sources({"best": made}) if verb.repeats else {})},
         components=task.components,
         uri=_place(task.inputs, made.digest) if made.digest else "",
     )
@@ -271,6 +272,11 @@ class _Workspace:
         registry.point(name, alias, version.number)
         return version.number
 
+    def trials(self) -> Trials:
+        from pipelines.trials import Repeated  # which drives runs, and so has what this file serves
+
+        return Repeated.of(self._storage, *self._made_by)
+
 
 def _listed(folder: Path) -> str:
     """Add to a checkpoint's manifest what its other files are; returns how that manifest's digest begins."""
@@ -335,7 +341,7 @@ def _each(filled: Any, act: Callable[[Artifact], Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _modules(code: Code) -> tuple[ModuleType, ...]:
+def modules(code: Code) -> tuple[ModuleType, ...]:
     """The user's modules; a warm worker imports the same files once."""
     return bring(code)
 

@@ -8,6 +8,7 @@ their names, and where one is named after a segment, every segment up to that on
 earlier one. The segments stay: what a pack holds beside what counts, or what another holds too, does no harm.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -26,6 +27,8 @@ from pipelines.faults import reached
 from pipelines.storage.base import Storage, StorageFailed, at_once
 from pipelines.store import canonical
 
+TRIAL = "~"  # parts the name of a trial's run; no pipeline and no step has it in its own
+TRIAL_NAMED = 12  # letters of a digest of its changes
 PACKED = 128  # so many segments without a pack at most: what a reader of a long journal has to ask for one by one
 
 
@@ -247,9 +250,21 @@ def _segment(segment: str) -> int:
     return int(segment.rpartition("-")[2].removesuffix(".json"))
 
 
+def trial_name(run: str, step: str, changes: Mapping[str, Any]) -> str:
+    """The run of a trial: it says which step of which run began it, and differs where the changes do."""
+    return TRIAL.join((run, step, hashlib.sha256(canonical(changes)).hexdigest()[:TRIAL_NAMED]))
+
+
+def trials(storage: Storage, run: str, step: str = "") -> list[str]:
+    """The trials of one step of a run; without one of all, and what is below these."""
+    start = f"{run}{TRIAL}{step}{TRIAL}" if step else f"{run}{TRIAL}"
+    found = [r for r in storage.folders("runs") if r.startswith(start)]
+    return [r for r in found if TRIAL not in r.removeprefix(start)] if step else found
+
+
 def runs(storage: Storage) -> tuple[str, ...]:
-    """The names of all runs, oldest first."""
-    names = storage.folders("runs")
+    """The names of all runs, oldest first, without those that are trials of others."""
+    names = [r for r in storage.folders("runs") if TRIAL not in r]
     return tuple(n for n, has in zip(names, at_once(partial(begun, storage), names), strict=True) if has)
 
 
@@ -266,10 +281,10 @@ def find_run(storage: Storage, name: str) -> str:
     """
     names = storage.folders("runs")
     if name == "last":
-        newest = next((r for r in reversed(names) if begun(storage, r)), None)
+        newest = next((r for r in reversed(names) if TRIAL not in r and begun(storage, r)), None)
         found = [] if newest is None else [newest]
     else:
-        found = [r for r in names if name in r and begun(storage, r)]
+        found = [r for r in names if name in r and (TRIAL not in r or TRIAL in name) and begun(storage, r)]
     if name in found or len(found) == 1:
         return name if name in found else found[0]
     raise UnknownRun(name, runs(storage))
@@ -372,7 +387,7 @@ def _interrupted(step: StepState, ended: float) -> StepState:
 
 
 def status(storage: Storage, run: str, events: Sequence[Event]) -> str:
-    """``running``, ``serving``, ``done``, ``failed`` or ``interrupted``."""
+    """``running``, ``serving``, ``done``, ``failed`` or ``interrupted``; of a trial also ``stopped``."""
     last = [e for e in events if e.kind in ("started", "serving", "finished")][-1]
     if last.kind == "finished":
         return str(last.data["status"])

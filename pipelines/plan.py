@@ -19,8 +19,9 @@ from operators.models.ensemble_files import INSTEAD, is_ensemble
 from operators.training import Training
 from pipelines.fields import plain
 from pipelines.problems import Part, Problem, unknown_step
+from pipelines.searches import space_problems, varied_methods
 from pipelines.source import Reach, reach
-from pipelines.spec import Reference, Spec, StepSpec, names_in
+from pipelines.spec import Reference, Spec, StepSpec, names_in, needed, needs
 
 
 class PlanError(LfmError, ValueError):
@@ -129,7 +130,7 @@ def plan(spec: Spec, inspector: Inspector, catalog: Catalog | None = None, *, un
 
 def pinned(spec: Spec, inspector: Inspector, catalog: Catalog, *, until: str = "") -> Plan:
     """The same as `plan`, of what `survey` has found nothing wrong with."""
-    order = TopologicalSorter({n: _needs(s, spec) for n, s in spec.steps.items()}).static_order()
+    order = TopologicalSorter({n: needs(s, spec) for n, s in spec.steps.items()}).static_order()
     wanted = needed(spec, until)
     inputs = {n: inspector.pin(spec.inputs[n]) for n in _used(spec, wanted)}
     known = {n: f"{kind_of(type(a))}:{a.digest}" if a.digest else "" for n, a in inputs.items()}
@@ -173,6 +174,7 @@ def survey(
         if not trains(verb):
             problems += _spread(name, step, verb)
         problems += _ensembles(name, step, verb, seen, spec, catalog)
+        problems += space_problems(name, spec, catalog)
         if verb.problems is not None:
             clauses = _foreseen(step, verb, verb.problems, seen, spec, catalog)
             problems += [Problem(("steps", name, *_about(clause, step, verb)), clause) for clause in clauses]
@@ -214,7 +216,7 @@ def _is_ensemble(name: str, seen: Mapping[str, Artifact], spec: Spec, catalog: C
         found = seen.get(name)
         return isinstance(found, Model) and is_ensemble(found.path)
     verb = catalog.operator(spec.steps[name].operator)
-    handed_on = spec.steps[name].inputs.get(verb.hands_on)
+    handed_on = spec.steps[name].inputs.get(verb.hands_on or verb.follows)
     return verb.makes_ensembles or (isinstance(handed_on, str) and _is_ensemble(handed_on, seen, spec, catalog))
 
 
@@ -272,6 +274,7 @@ def _planned(
     if step.method is not None:
         method = (method_name(type(step.method)), plain(step.method.hyperparameters()))
         makers.append(type(step.method))
+    makers += varied_methods(name, spec, catalog)
     modules = [m.__module__ for m in makers] + _read_by_name(step, spec, catalog)
     if any("<locals>" in m.__qualname__ for m in makers):  # made by a function, so that its callers decide too
         modules += map(module_name, spec.code.uses)
@@ -301,11 +304,11 @@ def _planned(
         method=method,
         params=step.params,
         resources=step.resources,
-        kind=kind_of(verb.makes(step.method, step.params)),
+        kind=kind_of(_kind(name, spec, catalog)),
         effect=verb.effect,
         starts_workers=verb.starts_workers or step.resources.grouped,
         trains=trains(verb),
-        needs=_needs(step, spec),
+        needs=needs(step, spec),
         fingerprint="" if unhashed else _hash(canonical),
         components=json.loads(canonical),
         unhashed=tuple(dict.fromkeys(unhashed)),
@@ -328,7 +331,9 @@ def _kind(name: str, spec: Spec, catalog: Catalog) -> type[Artifact]:
     if name not in spec.steps:
         return Artifact
     step = spec.steps[name]
-    return catalog.operator(step.operator).makes(step.method, step.params)
+    verb = catalog.operator(step.operator)
+    followed = step.inputs.get(verb.follows)
+    return _kind(followed, spec, catalog) if isinstance(followed, str) else verb.makes(step.method, step.params)
 
 
 def _canonical(components: Mapping[str, Any]) -> str:
@@ -367,24 +372,6 @@ def _resolved(reference: Reference, known: Mapping[str, str]) -> Any:
     if isinstance(reference, Mapping):
         return {k: known[n] for k, n in reference.items()}
     return [known[n] for n in names_in(reference)]
-
-
-def _needs(step: StepSpec, spec: Spec) -> tuple[str, ...]:
-    return tuple(n for n in step.references() if n in spec.steps)
-
-
-def needed(spec: Spec, until: str) -> set[str]:
-    """The step `until` and all that it needs; every step where it is empty."""
-    if not until:
-        return set(spec.steps)
-    found: set[str] = set()
-    queue = [until]
-    while queue:
-        name = queue.pop()
-        if name not in found:
-            found.add(name)
-            queue += _needs(spec.steps[name], spec)
-    return found
 
 
 def _used(spec: Spec, wanted: set[str]) -> tuple[str, ...]:

@@ -156,6 +156,25 @@ def build(
     )
 
 
+def needs(step: StepSpec, spec: Spec) -> tuple[str, ...]:
+    """The steps whose results a step takes."""
+    return tuple(n for n in step.references() if n in spec.steps)
+
+
+def needed(spec: Spec, until: str) -> set[str]:
+    """The step `until` and all that it needs; every step where it is empty."""
+    if not until:
+        return set(spec.steps)
+    found: set[str] = set()
+    queue = [until]
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            queue += needs(spec.steps[name], spec)
+    return found
+
+
 def dump(spec: Spec) -> dict[str, Any]:
     """The pipeline as plain values, from which `build`, or `load` once they are YAML, make an equal `Spec`."""
     steps = {}

@@ -5,17 +5,16 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cluster.capacity import Capacity, here
 from cluster.connect import NoCluster, cluster
 from cluster.profile import Profile
 from lfm.errors import UnknownName
 from lfm.method import STRATEGIES, Strategy
-from operators.artifact import kind_of
 from operators.catalog import Catalog
 from operators.code import bring
 from operators.engines.ports import LAST_PORT, PortBusy, check_port
+from pipelines.beginning import described, inputs_of
 from pipelines.estimates import Estimate, Room, Total, estimate, heavy, rooms_at, rooms_of, settled, total
 from pipelines.execute import memory_of
 from pipelines.files import opened
@@ -24,11 +23,11 @@ from pipelines.history import shapes as shapes_of, taken
 from pipelines.inputs.inspector import Looks
 from pipelines.limits import Limits, senseless
 from pipelines.lineage import Event
-from pipelines.plan import Plan, PlanError, needed, pinned, survey, trains
+from pipelines.plan import Plan, PlanError, pinned, survey, trains
 from pipelines.problems import Problem, unknown_step
 from pipelines.profiles import unreadable
 from pipelines.schedule import infeasible
-from pipelines.spec import RESOURCES, Draft, Spec, StepSpec
+from pipelines.spec import Draft, Spec, StepSpec, needed
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
@@ -195,29 +194,6 @@ def capacity_at(address: str) -> Capacity:
         return here()
     with cluster(address) as there:
         return there
-
-
-def described(made: Plan, name: str) -> dict[str, Any]:
-    """A planned step as JSON."""
-    step = made.steps[name]
-    return {
-        "operator": step.operator,
-        "method": step.method and {"name": step.method[0], **step.method[1]},
-        "params": dict(step.params),
-        "inputs": {k: list(r) if isinstance(r, tuple) else r for k, r in step.inputs.items()},
-        "resources": RESOURCES.dump_python(step.resources),
-        "kind": step.kind,
-        "effect": step.effect,
-        "needs": list(step.needs),
-        "fingerprint": step.fingerprint,
-        "unhashed": list(step.unhashed),
-        "components": dict(step.components),
-    }
-
-
-def inputs_of(made: Plan) -> dict[str, dict[str, str]]:
-    """A plan's inputs as JSON."""
-    return {k: {"kind": kind_of(type(a)), "uri": a.uri, "digest": a.digest} for k, a in made.inputs.items()}
 
 
 def known_step(step: str, events: list[Event]) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from lfm.errors import LfmError
 from pipelines.commands._output import printed, shown
 from pipelines.garbage import garbage, live, sweep
-from pipelines.lineage import RunIsLive, find_run, runs
+from pipelines.lineage import RunIsLive, find_run, runs, trials
 from pipelines.storage.base import Storage
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
@@ -46,7 +46,13 @@ def act(arguments: Namespace) -> int:
 
 
 def _dropped(arguments: Namespace, storage: Storage) -> set[str]:
-    """The runs to drop: those that were named, and all but the last ones that do not go on."""
+    """The runs to drop, with their trials."""
+    own = _chosen(arguments, storage)
+    return own | {trial for run in own for trial in trials(storage, run)}
+
+
+def _chosen(arguments: Namespace, storage: Storage) -> set[str]:
+    """Those that were named, and all but the last ones that do not go on."""
     named = {find_run(storage, r) for r in arguments.runs}
     for run in named:
         claim = live(storage, run)

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from cluster.profile import GIB, Profile
 from operators.resources import Resources
+from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed, shown
-from pipelines.commands._planned import described, estimated, inputs_of, read_plan
+from pipelines.commands._planned import estimated, read_plan
 from pipelines.estimates import Estimate, Range, Total, plain
 from pipelines.plan import PlannedStep
 from pipelines.profiles import read_profile

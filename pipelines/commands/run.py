@@ -6,9 +6,8 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from cluster.package import package_here
@@ -16,8 +15,9 @@ from cluster.pool import opened
 from cluster.profile import Profile
 from lfm.errors import LfmError
 from pipelines import stops
+from pipelines.beginning import started
 from pipelines.commands._output import printed
-from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.commands._planned import read_plan
 from pipelines.commands._stored import profile_in
 from pipelines.limits import Budget, Limits, Spent, spent
 from pipelines.lineage import Event, Journal, begun, history, new_run, states
@@ -25,7 +25,6 @@ from pipelines.plan import Plan, of_run
 from pipelines.printing import Unwritten, logged
 from pipelines.profiles import reached
 from pipelines.run import POLL_S, run as drive
-from pipelines.spec import dump
 from pipelines.storage.base import Storage
 from pipelines.store import Store
 from pipelines.tracking.mirror import Mirrored
@@ -131,30 +130,24 @@ def drive_to_end(
     budget = _budget(arguments, profile, storage, journal.run)
     made = of_run(made, journal.run)
     until = getattr(arguments, "until", "")
-    data = {
-        "run": journal.run,
-        "spec": dump(replace(made.spec, inputs={**made.spec.inputs, **made.inputs})),
-        "uses": list(made.spec.code.uses),
-        "files": [list(f) for f in made.spec.code.files],
-        "until": until,
-        "retries": retries,
-        "forced": list(forced),
-        "address": arguments.address,
-        "mlflow": mlflow,
-        "inputs": inputs_of(made),
-        "steps": {n: described(made, n) for n in made.steps},
-        "version": version("learn-from-model"),
+    first = started(
+        made,
+        journal.run,
+        retries=retries,
+        mlflow=mlflow,
+        forced=forced,
+        until=until,
+        address=arguments.address,
         **_accounts(arguments, profile),
-    }
-    started = Event("started", data=data, time=time.time())
+    )
     with Mirrored(storage, journal.run, mlflow) as mirror, view(made, storage, json_follows=arguments.json) as show:
 
         def watch(events: Sequence[Event]) -> None:
             show(events)
             mirror(events)
 
-        journal.write([started])
-        watch([started])
+        journal.write([first])
+        watch([first])
         said = drive(
             made,
             Store(storage),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.commands._output import printed, shown
 from pipelines.commands._stored import storage_in
-from pipelines.findings import comparisons, endpoints, measured_table, measurements
+from pipelines.findings import comparisons, endpoints, measured_table, measurements, searched_table, searches
 from pipelines.lineage import find_run, history, served, states, status, worked
 from pipelines.page.account import account
 from pipelines.page.document import document, write
@@ -47,10 +47,15 @@ def act(arguments: Namespace) -> int:
     for step, state in now.items():
         if state.state == "failed":
             print(failure(step, state.data, storage))
+    if "why" in events[-1].data:  # of a trial that had no plan
+        print(events[-1].data["why"])
     found = measurements(now)
     if found:
         print()
         shown(measured_table(found))
+    for step, tried in searches(now):
+        print(f"\nsearch {step}:")
+        shown(searched_table(tried))
     for one in comparisons(now):
         print(f"gate: {one['said']}")
     for one in endpoints(now):

@@ -10,8 +10,9 @@ from cluster.machines import located
 from cluster.package import Package, uri_of
 from lfm.errors import LfmError
 from pipelines import stops
+from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed
-from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.commands._planned import read_plan
 from pipelines.following import drivers, follow
 from pipelines.interrupts import INTERRUPTED
 from pipelines.lineage import Event, history, lives, states

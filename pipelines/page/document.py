@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lfm.errors import LfmError
-from pipelines.page.account import Account
+from pipelines.page.account import Account, Step
 from pipelines.page.ancestry import ancestors
 from pipelines.page.curves import curves
 from pipelines.page.graph import graph, lit
@@ -15,6 +15,7 @@ from pipelines.page.machines import machines
 from pipelines.page.markup import Markup, element, joined
 from pipelines.page.results import delivered, evaluated, facts
 from pipelines.page.scales import took
+from pipelines.page.searches import searched
 from pipelines.page.states import badge, icons, word
 from pipelines.page.steps import details, failures
 from pipelines.page.style import STYLE
@@ -141,16 +142,22 @@ def _failed(account: Account) -> Markup | None:
     return joined(said, element("p", hint, class_="note") if again else None)
 
 
+def _drawn(step: Step) -> bool:
+    """Whether what a step measured has a part of its own: a gate's is no curve, a search's trials are drawn there."""
+    verb = step.planned["operator"]
+    return verb == "gate" or (verb == "search" and "search" in step.about)
+
+
 SECTIONS: dict[str, Callable[[Account], Markup | None]] = {
     "What went wrong": _failed,
     "Graph": graph,
     "Evaluations": evaluated,
+    "Search": searched,
     "Gate": gates,
     "Registered and served": delivered,
     "Timeline": timeline,
     "Machines": machines,
-    # What a gate measures from one requirement to the next is no curve: it has its own part.
-    "Curves": lambda account: curves([s for s in account.steps.values() if s.planned["operator"] != "gate"]),
+    "Curves": lambda account: curves([s for s in account.steps.values() if not _drawn(s)]),
     "Steps": details,
     "Ancestry": ancestors,
 }

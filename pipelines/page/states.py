@@ -8,6 +8,7 @@ ICONS = {
     "running": "M3.5 2.2l6 3.8-6 3.8z",
     "failed": "M2.6 2.6l6.8 6.8M9.4 2.6L2.6 9.4",
     "interrupted": "M4 2v8M8 2v8",
+    "stopped": "M3 3h6v6h-6z",
     "waiting": "M6 2a4 4 0 1 0 .01 0zM6 4v2.2l1.5 1",
     "skipped": "M2.5 6h7",
     "serving": "M6 10V6M3.2 3.2a4 4 0 0 0 0 5.6M8.8 3.2a4 4 0 0 1 0 5.6M6 6h.01",

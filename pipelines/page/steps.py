@@ -55,7 +55,7 @@ def _step(step: Step, account: Account) -> Markup:
         _table(f"method {method.get('name', '')}", fields),
         _table("params", planned["params"]),
         _table("resources", planned["resources"]),
-        _table("noted on what it made", step.about),
+        _table("noted on what it made", {k: v for k, v in step.about.items() if k != "search"}),  # drawn above
     ]
     identity = facts(
         [

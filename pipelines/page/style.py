@@ -53,7 +53,7 @@ code, .name, .names a, .verb, .digest, .ancestry .role, .timeline th a, .interva
 .reused { color: var(--reused); }
 .running, .serving { color: var(--running); }
 .failed, .interrupted, .fails { color: var(--failed); }
-.waiting, .skipped { color: var(--idle); }
+.waiting, .skipped, .stopped { color: var(--idle); }
 .serving { color: var(--done); }
 
 .part { margin-top: 36px; scroll-margin-top: 16px; }
@@ -111,6 +111,21 @@ small { display: block; color: var(--muted); font-size: 11.5px; font-weight: 400
 .evaluations thead th.set { color: var(--text); font-size: 13px; }
 .evaluations thead tr + tr th.set { color: var(--muted); font-size: 12px; }
 b { font-weight: 650; }
+
+.search + .search { margin-top: 28px; }
+.search h3 { font-weight: 500; }
+.search figure, .search .cards { margin-bottom: 14px; }
+.trial { fill: none; stroke: var(--c0); stroke-width: 1; stroke-opacity: .4; stroke-linejoin: round; }
+.trial.unbeaten { stroke: var(--c2); stroke-width: 1.5; stroke-opacity: .9; }
+.trial.best { stroke: var(--c1); stroke-width: 2.5; stroke-opacity: 1; }
+g:hover > .trial { stroke-width: 2.5; stroke-opacity: 1; }
+.axis .goal { fill: var(--text); font-weight: 600; }
+.dot circle { fill: var(--c0); fill-opacity: .6; }
+.dot.unbeaten circle { fill: var(--c2); fill-opacity: 1; } .dot.best circle { fill: var(--c1); fill-opacity: 1; }
+.trials th, .trials td { padding: 3px 12px; white-space: nowrap; }
+.trials td { text-align: right; }
+.trials tbody tr { border-top: 1px solid var(--line); }
+.trials .chosen { background: var(--sunken); font-weight: 600; }
 
 .intervals { width: 100%; background: var(--surface); border: 1px solid var(--line); border-radius: 8px;
   border-collapse: separate; border-spacing: 0; }

@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from operators.artifact import Adapter, Model, kind_of
+from operators.artifact import Adapter, Metrics, Model, kind_of
 from pipelines.lineage import Event, history, states, status
 from pipelines.registry import Registry, Version
 from pipelines.spec import names_in
@@ -21,6 +21,7 @@ STATUS = {
     "reused": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
+    "stopped": "KILLED",
 }
 ENDS = ("started", "serving", "finished")  # the last of these says whether the run is over
 MODELS = (kind_of(Model), kind_of(Adapter))
@@ -93,6 +94,9 @@ class Experiment:
         name: The pipeline's, which is MLflow's experiment.
         over: Whether the journal has said so; a run whose driver was killed is not over, it can be resumed.
         stamp: How much of the run this was read from.
+        below: The run that a trial is of; empty for all others.
+        params: What a trial has changed.
+        points: What was measured of it.
     """
 
     name: str
@@ -105,6 +109,9 @@ class Experiment:
     children: Sequence[Child]
     registered: Sequence[Registered]
     stamp: Stamp
+    below: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    points: Sequence[Point] = ()
 
 
 def read(storage: Storage, run: str) -> Experiment | None:
@@ -131,7 +138,18 @@ def read(storage: Storage, run: str) -> Experiment | None:
         children=children,
         registered=[Registered(name=n, versions=registry.versions(n), aliases=registry.aliases(n)) for n in names],
         stamp=(claims, len(events)),
+        below=began.get("trial", {}).get("of", ""),
+        params={_key(k): written(v) for k, v in began.get("trial", {}).get("changes", {}).items()},
+        points=list(_judged(began, events)),
     )
+
+
+def _judged(began: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Point]:
+    """What the evaluations have found by which a trial is judged, so that trials can be compared as runs."""
+    steps = set(began.get("trial", {}).get("names", {}).values())
+    for event in events:
+        if event.kind in ("commit", "reuse") and event.step in steps and event.data["artifact"] == kind_of(Metrics):
+            yield from (Point(_key(k), v, _ms(event.time), 0) for k, v in numbers(event.data["about"]))
 
 
 def stamp(storage: Storage, run: str) -> Stamp:
@@ -199,7 +217,12 @@ def params(planned: Mapping[str, Any]) -> dict[str, str]:
     named = {"operator": planned["operator"], **({"method": method.pop("name")} if method else {})}
     named |= {f"method.{k}": v for k, v in method.items()} | dict(planned["params"])
     named |= {f"resources.{k}": v for k, v in planned["resources"].items()}
-    return {_key(k): (v if isinstance(v, str) else json.dumps(v))[:LONGEST] for k, v in named.items()}
+    return {_key(k): written(v) for k, v in named.items()}
+
+
+def written(value: Any) -> str:
+    """A value as MLflow takes it."""
+    return (value if isinstance(value, str) else json.dumps(value))[:LONGEST]
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:

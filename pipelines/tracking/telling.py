@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.faults import reached
-from pipelines.tracking.experiment import MODELS, Child, Experiment, Registered, Thing
+from pipelines.tracking.experiment import MODELS, Child, Experiment, Point, Registered, Thing
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
 """What an MLflow that is down, full or broken raises."""
@@ -95,8 +95,9 @@ class Tracking:
     def tell(self, experiment: Experiment) -> None:
         """Bring MLflow up to date."""
         before = self.told
+        tags = {**experiment.tags, **self._below(experiment.below)}
         if self.parent is None:
-            self.parent = self._run(experiment.run, experiment.began, experiment.tags)
+            self.parent = self._run(experiment.run, experiment.began, tags)
         known = {} if before is None else {c.step: c for c in before.children}
         for child in experiment.children:
             if child != known.get(child.step):
@@ -104,9 +105,18 @@ class Tracking:
         for registered in experiment.registered:
             if before is None or registered not in before.registered:
                 self._register(registered)
-        self._log(self.parent, {}, experiment.tags)
+        self._log(self.parent, experiment.params, tags)
+        self._points(self.parent, "judged", experiment.points)
         self._state(self.parent, experiment.status, experiment.ended)
         self.told = experiment
+
+    def _below(self, run: str) -> dict[str, str]:
+        """The tag that puts a trial below the run that searches, where MLflow has heard of that."""
+        if not run:
+            return {}
+        found = self._all(self.client.search_runs, [self.id], f"tags.`lfm.run` = '{run}'")
+        ids = [r.info.run_id for r in found if "lfm.step" not in r.data.tags]
+        return {"lfm.trial_of": run, **({"mlflow.parentRunId": ids[0]} if ids else {})}
 
     def _child(self, child: Child, parent: str) -> None:
         held = self.children.get(child.step)
@@ -117,11 +127,7 @@ class Tracking:
         self._takes(child, held)
         judged = next((self._model(t) for t in child.takes if t.digest == child.judged), None)
         for name, points in child.series.items():
-            for some in _batches(points[held.told.get(name, 0) :], BATCH):
-                metrics = [Metric(p.key, p.value, p.time, p.step, judged) for p in some]
-                self.client.log_batch(held.id, metrics=metrics)
-                reached("tell: points are in")
-                held.told[name] = held.told.get(name, 0) + len(some)
+            self._points(held, name, points, judged)
         if child.makes is not None and child.makes.kind in MODELS:
             model = self._model(child.makes, held.id, child.params)
             if model not in held.makes:
@@ -129,6 +135,14 @@ class Tracking:
                 reached("tell: outputs are in")
                 held.makes.add(model)
         self._state(held, child.status, child.ended)
+
+    def _points(self, held: _Held, name: str, points: Sequence[Point], model: str | None = None) -> None:
+        """The points of a series that were not told yet; `model` is what they speak of."""
+        for some in _batches(points[held.told.get(name, 0) :], BATCH):
+            metrics = [Metric(p.key, p.value, p.time, p.step, model) for p in some]
+            self.client.log_batch(held.id, metrics=metrics)
+            reached("tell: points are in")
+            held.told[name] = held.told.get(name, 0) + len(some)
 
     def _run(self, name: str, began: int, tags: Mapping[str, str]) -> _Held:
         made = self.client.create_run(self.id, began, dict(tags), name)

@@ -46,7 +46,7 @@ def verbs() -> str:
         verb = catalog.operator(name)
         about = (verb.body.__doc__ or "").strip().partition("\n")[0]
         takes = ", ".join(f"{k}" if e.required else f"({k})" for k, e in verb.edges.items())
-        makes = " or ".join(kind_of(kind) for kind in verb.gives)
+        makes = f"what {verb.follows} is" if verb.follows else " or ".join(kind_of(kind) for kind in verb.gives)
         rows.append(f"| `{name}` | {takes} | {makes} | {about} |")
     return "\n".join(rows) + "\n"
 

@@ -76,6 +76,20 @@ class Written:
         inputs = {"text": TEXT, "base": BASE}
         self.write("started", run=self.name, spec=spec, inputs=inputs, steps=chosen, version="0.1.0")
 
+    def trial(self, of, **changes):
+        """As a trial of a run, which judges a model that is there."""
+        spec = {"name": self.pipeline}
+        steps = {n: self.STEPS[n] for n in ("prepared", "tuned", "merged", "measured")}
+        noted = {"of": of, "step": "found", "names": {"result": "merged", "judged": "measured"}, "changes": changes}
+        inputs = {"text": TEXT, "base": BASE}
+        self.write("started", run=self.name, spec=spec, inputs=inputs, steps=steps, version="0.1.0", trial=noted)
+        for step in ("prepared", "tuned", "merged"):
+            self.reuse(step)
+        self.start("measured")
+        self.commit("measured")
+        self.end()
+        return self
+
     def start(self, step, attempt=1):
         log = f"runs/{self.name}/logs/{step}/{attempt}.log"
         self.write("start", step, attempt=attempt, log=log)

@@ -51,6 +51,19 @@ def test_a_run_is_a_parent_with_a_child_for_every_executed_step(told):
     assert not told.open()
 
 
+def test_a_trial_is_a_run_below_the_one_that_searches_with_steps_of_its_own(told):
+    told.run().whole()
+    told.run("r~found~1").trial("r", **{"merged.density": 0.25})
+    told.deliver()
+    for _ in range(2):  # the second time nothing is there twice
+        told.deliver("r~found~1")
+    runs = [r for r in told.picture()["runs"] if r["tags"]["lfm.run"] == "r~found~1"]
+    assert [(r["name"], r["below"]) for r in runs] == [("measured", "r~found~1"), ("r~found~1", "r")]
+    trial = runs[1]
+    assert (trial["params"], trial["tags"]["lfm.trial_of"]) == ({"merged.density": "0.25"}, "r")
+    assert [value for _, _, value in trial["metrics"]["sets/chat/loss"]] == ["1.5"]
+
+
 def test_datasets_and_models_carry_our_digests(told):
     made = told.run().whole().made
     told.deliver()

@@ -140,3 +140,14 @@ def test_numbers_are_found_at_any_depth_and_truth_is_none():
 def test_names_and_values_are_such_as_mlflow_takes():
     planned = {"operator": "o", "method": None, "params": {"größe%": "x" * 7000}, "resources": {}}
     assert params(planned) == {"operator": "o", "größe_": "x" * 6000}
+
+
+def test_a_trial_stands_below_its_run_with_what_it_changed_and_what_it_is_judged_by(store):
+    Written(store, "r~found~1").trial("r", **{"merged.density": 0.25, "tuned.rank": 4})
+    found = read(store.storage, "r~found~1")
+    assert (found.below, found.params) == ("r", {"merged.density": "0.25", "tuned.rank": "4"})
+    measured = {p.key: p.value for p in found.points}
+    assert measured == {"sets/chat/documents": 3.0, "sets/chat/loss": 1.5, "sets/chat/perplexity": 4.5}
+    Written(store).whole()
+    whole = read(store.storage, "r")
+    assert (whole.below, whole.params, whole.points) == ("", {}, [])

@@ -29,6 +29,9 @@ GIVEN = {
     "LoRA": {"rank": 2, "alpha": 32},
     "Network": {"widths": [4]},
     "Requirement": {"better": "a", "than": 1, "on": "b"},
+    "Dimension": {"uniform": [0, 1]},
+    "Objective": {"measure": "loss", "direction": "minimize"},
+    "Stop": {"step": "tuned", "first": 1, "last": 9},
 }
 
 
@@ -39,11 +42,12 @@ def test_there_are_parameters_that_are_objects():
 @pytest.mark.parametrize(("verb", "key", "cls"), NESTED)
 def test_an_object_given_in_python_is_what_yaml_gives(verb, key, cls):
     fields = GIVEN[cls.__name__]
-    many = "Sequence" in str(CATALOG.operator(verb).params[key].hint)
-    both = [[one] if many else one for one in (fields, cls(**fields))]
+    hint = str(CATALOG.operator(verb).params[key].hint)
+    many = [0] if "Sequence" in hint else ["x"] if "Mapping" in hint else []
+    both = [[one] if many == [0] else {"x": one} if many else one for one in (fields, cls(**fields))]
     read = [parameters_of(CATALOG.operator(verb), {key: one})[0].get(key) for one in both]
     if None in read:  # the verb needs more than this
         read = [CATALOG.operator(verb).params[key].adapter.validate_python(one) for one in both]
-        read = [dataclasses.asdict(r[0] if many else r) for r in read]
+        read = [dataclasses.asdict(r[many[0]] if many else r) for r in read]
     first, second = map(json.dumps, read)
     assert first == second

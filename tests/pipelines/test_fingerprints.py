@@ -17,7 +17,7 @@ from operators.catalog import Catalog, _built_in
 from operators.code import OURS, Code
 from pipelines import libraries, source
 from pipelines.__main__ import ROOT, main
-from pipelines.commands._planned import described
+from pipelines.beginning import described
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal

@@ -75,7 +75,7 @@ class Told:
 
     def step(self, name, filled, effect):
         flat = [f for one in filled.values() for f in ([one] if isinstance(one, str) else one)]
-        operators = {"gate": "gate", "serve": "serve", "register": "register"}
+        operators = {"gate": "gate", "serve": "serve", "register": "register", "search": "search"}
         operator = next((o for word, o in operators.items() if name.startswith(word)), "make")
         return {"operator": operator, "method": None, "params": {"max_steps": 9}, "inputs": filled, "effect": effect,
                 "resources": {"workers": 1}, "kind": "model", "needs": [f for f in flat if f != "text"],

@@ -12,8 +12,9 @@ from cluster.manifests.rendering import documents, lacking
 from cluster.package import uri_of
 from cluster.profile import Profile
 from lfm.errors import LfmError
+from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed
-from pipelines.commands._planned import described, inputs_of, read_plan
+from pipelines.commands._planned import read_plan
 from pipelines.credentials import check_uri
 from pipelines.plan import Plan
 from pipelines.problems import SpecError, near

@@ -1,0 +1,207 @@
+"""A space -> trials, drawn by Ray Tune or by Optuna through it; this is the only file that builds a `Tuner`."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from operators.searches.space import LEARNING, Dimension, Limits, Objective, Sampler, Space, Stop, active, fulfilled
+
+Values = Mapping[str, Any]
+Report = Callable[[int, float], None]
+"""Says how far a trial is and what it measures there; does not return where the trial is to end."""
+AT, FOLLOWED = "at", "followed"  # what Tune calls the two
+PLACE = 0.001  # of the resource that a machine's address is: a trial's driver computes nothing, and has to be placed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """How a search goes on.
+
+    Attributes:
+        sampler: Who draws.
+        seed: Of what is drawn.
+        limits: How many, and until when.
+        concurrency: Trials at once.
+        known: Points that are tried first, in order; what was tried before is answered from what became of it.
+        stop: When a trial is ended early; None for never.
+    """
+
+    sampler: Sampler
+    seed: int
+    limits: Limits
+    concurrency: int
+    known: Sequence[Values] = ()
+    stop: Stop | None = None
+
+
+def explore(
+    attempt: Callable[[Values, Report], Sequence[float]],
+    space: Space,
+    objectives: Sequence[Objective],
+    course: Course,
+    *,
+    folder: Path,
+    heard: Callable[[Sequence[float]], None],
+) -> None:
+    """Try points of a space, each in a process of its own on this machine.
+
+    Args:
+        attempt: The values of the objectives at a point, none where it was ended early; sent to other processes. What
+            it raises is that trial's end.
+        space: What is varied.
+        objectives: What is looked for.
+        course: How.
+        folder: Where Tune may write.
+        heard: Called with the values of a trial that has ended, with none where it failed.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # on the way there is no objective yet
+    import ray
+    from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    names = [f"objective {number}" for number, _ in enumerate(objectives, 1)]
+
+    def report(at: int, value: float) -> None:
+        tune.report({AT: at, FOLLOWED: value})
+
+    def trainable(config: Values) -> None:
+        found = attempt(active(space, decoded(space, config)), report)
+        tune.report(dict(zip(names, found, strict=False)))
+
+    class Heard(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, *_: object, trial: Any, **__: object) -> None:
+            heard([trial.last_result[name] for name in names if name in trial.last_result])
+
+        def on_trial_error(self, *_: object, **__: object) -> None:
+            heard([])
+
+    here = f"node:{ray.util.get_node_ip_address()}"
+    optuna = course.sampler in LEARNING
+    tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0, here: PLACE}),
+        param_space={} if optuna else {k: _domain(d, grid=course.sampler == "grid") for k, d in space.items()},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher(space, names, objectives, course) if optuna else _tunes_own(course),
+            scheduler=_scheduler(course.stop),
+            num_samples=1 if course.sampler == "grid" else course.limits.num_trials,
+            max_concurrent_trials=course.concurrency,
+            time_budget_s=course.limits.max_hours * 3600 or None,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search", storage_path=str(folder), verbose=0, callbacks=[Heard(), JsonLoggerCallback()]
+        ),
+    ).fit()
+
+
+def encoded(space: Space, values: Values) -> dict[str, Any]:
+    """A point as samplers have it: of a choice its number, because its values may be anything."""
+    return {k: _number(space[k], v) for k, v in values.items()}
+
+
+def decoded(space: Space, values: Values) -> dict[str, Any]:
+    """The opposite of `encoded`."""
+    choices = {k: d.choice for k, d in space.items()}
+    return {k: v if (named := choices[k]) is None else named[v] for k, v in values.items()}
+
+
+def _number(dimension: Dimension, value: Any) -> Any:
+    if dimension.choice is None:
+        return value
+    return next(i for i, one in enumerate(dimension.choice) if one == value)
+
+
+def _domain(dimension: Dimension, *, grid: bool) -> Any:
+    """A dimension as Tune has it."""
+    from ray import tune
+
+    if grid or dimension.choice is not None:
+        every = list(range(len(dimension.choice))) if dimension.choice is not None else list(dimension.values or ())
+        return tune.grid_search(every) if grid else tune.choice(every)
+    if dimension.integer is not None:
+        return tune.randint(dimension.integer[0], dimension.integer[1] + 1)
+    if dimension.log_uniform is not None:
+        return tune.loguniform(*dimension.log_uniform)
+    assert dimension.uniform is not None
+    return tune.uniform(*dimension.uniform)
+
+
+def _scheduler(stop: Stop | None) -> Any:
+    """What ends trials early."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    if stop is None:
+        return None
+    return ASHAScheduler(
+        time_attr=AT,
+        metric=FOLLOWED,
+        mode="min" if stop.direction == "minimize" else "max",
+        grace_period=stop.first,
+        max_t=stop.last,
+        reduction_factor=stop.factor,
+        stop_last_trials=False,
+    )
+
+
+def _tunes_own(course: Course) -> Any:
+    """What draws at random, or takes one point of a grid after the other; it draws the same again."""
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    return BasicVariantGenerator(random_state=course.seed, max_concurrent=course.concurrency)
+
+
+def searcher(space: Space, names: Sequence[str], objectives: Sequence[Objective], course: Course) -> Any:
+    """What draws and learns; `names` are what Tune calls the objectives."""
+    from optuna.logging import WARNING, set_verbosity
+    from optuna.samplers import CmaEsSampler, TPESampler
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Patient(OptunaSearch):  # type: ignore[misc]
+        """Hears of objectives alone, which come at the end of a trial."""
+
+        def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+            if all(name in result for name in names):
+                super().on_trial_result(trial_id, result)
+
+    set_verbosity(WARNING)
+    ways = ["min" if o.direction == "minimize" else "max" for o in objectives]
+    one = len(objectives) == 1
+    sampler = (
+        CmaEsSampler(seed=course.seed, warn_independent_sampling=False)
+        if course.sampler == "cma_es"
+        else TPESampler(seed=course.seed)
+    )
+    return Patient(
+        space=Draws(space),
+        metric=names[0] if one else list(names),
+        mode=ways[0] if one else ways,
+        sampler=sampler,
+        points_to_evaluate=[encoded(space, point) for point in course.known],
+    )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws a point with an Optuna trial: what has a condition only where that holds."""
+
+    space: Space
+
+    def __call__(self, trial: Any) -> None:
+        """Draw; who calls notes what was drawn."""
+        found: dict[str, Any] = {}
+        for key, dimension in self.space.items():
+            if fulfilled(dimension, found):
+                value = _drawn(key, dimension, trial)
+                found[key] = value if dimension.choice is None else dimension.choice[value]
+
+
+def _drawn(key: str, dimension: Dimension, trial: Any) -> Any:
+    if dimension.choice is not None:
+        return trial.suggest_categorical(key, list(range(len(dimension.choice))))
+    if dimension.integer is not None:
+        return trial.suggest_int(key, *dimension.integer)
+    assert dimension.bounds is not None
+    return trial.suggest_float(key, *dimension.bounds, log=dimension.log_uniform is not None)

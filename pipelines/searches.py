@@ -1,0 +1,126 @@
+"""A step that searches -> the steps that its trials run, with other values, and what is wrong with these. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lfm.errors import LfmError
+from lfm.method import Method
+from operators.base import Operator
+from operators.catalog import Catalog
+from operators.searches.space import Dimension, Space, Stop
+from pipelines.changes import vary
+from pipelines.problems import Places, Problem, near, shown
+from pipelines.spec import Draft, Spec, build, dump, names_in, needed
+
+METHODS = "Choose whole ones: STEP.method: {choice: [{name: ...}, ...]}."
+
+
+def part(spec: Spec, steps: tuple[str, ...]) -> Spec:
+    """The pipeline without what these steps do not need."""
+    wanted = set().union(*(needed(spec, n) for n in steps))
+    kept = {n: s for n, s in spec.steps.items() if n in wanted}
+    taken = {n for s in kept.values() for n in s.references()}
+    return replace(spec, steps=kept, inputs={n: a for n, a in spec.inputs.items() if n in taken})
+
+
+def varied(spec: Spec, values: Mapping[str, Any], catalog: Catalog, where: str) -> Draft:
+    """The same pipeline with other values, by ``STEP.FIELD``; `where` is what messages call it."""
+    raw, places = dump(spec), Places(where)
+    problems = vary(raw, values, catalog)
+    draft = build(raw, places, code=spec.code, catalog=catalog)
+    return replace(draft, problems=(*(Problem((), p) for p in problems), *draft.problems))
+
+
+def repeated(name: str, spec: Spec, verb: Operator[Any]) -> tuple[str, ...]:
+    """The steps that a step runs again, as its inputs name them."""
+    given = (spec.steps[name].inputs.get(edge) for edge in verb.repeats)
+    return tuple(n for reference in given if reference is not None for n in names_in(reference) if n in spec.steps)
+
+
+def space_problems(name: str, spec: Spec, catalog: Catalog) -> Iterator[Problem]:
+    """What is wrong with the steps that a step would run again, and with what it would vary of them."""
+    verb = catalog.operator(spec.steps[name].operator)
+    for edge in verb.repeats:
+        for given in names_in(spec.steps[name].inputs.get(edge, ())):
+            if given in spec.inputs:
+                said = f"{edge}: {given!r} is an input, expected a step, which trials can run again. Name one."
+                yield Problem(("steps", name, "inputs", edge), said)
+    again = repeated(name, spec, verb)
+    if not again:
+        return
+    trial = part(spec, again)
+    for step in (n for n, s in trial.steps.items() if catalog.operator(s.operator).effect):
+        what = f"trials would run {step!r}, which changes the world ({trial.steps[step].operator})"
+        yield Problem(("steps", name), f"{what}, expected steps that only make something. Put it behind the search.")
+    space: Space = {k: v for k, v in _arguments(name, spec, verb).get("space", {}).items() if isinstance(v, Dimension)}
+    for key in space:
+        for sentence in dict.fromkeys(_refused(key, space, trial, catalog)):
+            yield Problem(("steps", name, "params", "space"), f"space: {sentence}")
+    yield from _unmeasured(name, spec, verb)
+    stop = _arguments(name, spec, verb).get("stop")
+    if isinstance(stop, Stop) and stop.step not in trial.steps:
+        said = f"stop: no step of the trials is called {stop.step!r}. {near(stop.step, trial.steps)}"
+        yield Problem(("steps", name, "params", "stop"), said)
+
+
+def varied_methods(name: str, spec: Spec, catalog: Catalog) -> list[type[Method]]:
+    """The methods that trials of a step may use instead of those that are written: its result depends on them too."""
+    verb = catalog.operator(spec.steps[name].operator)
+    if not verb.repeats:
+        return []
+    found = []
+    for key, dimension in _arguments(name, spec, verb).get("space", {}).items():
+        where, _, field = key.partition(".")
+        family = catalog.operator(spec.steps[where].operator).family if where in spec.steps else None
+        if field == "method" and family is not None:
+            found += [catalog.method(family, str(one["name"])) for one in dimension.choice or ()]
+    return found
+
+
+def _arguments(name: str, spec: Spec, verb: Operator[Any]) -> dict[str, Any]:
+    return verb.validated(spec.steps[name].params)
+
+
+def _refused(key: str, space: Space, trial: Spec, catalog: Catalog) -> Iterator[str]:
+    """Why a field cannot be varied so: it is tried with the values that tell most."""
+    where, _, field = key.partition(".")
+    if where in trial.inputs or (where in trial.steps and not field):
+        yield f"{key!r}, expected a field of a step. Write STEP.FIELD."
+    elif where not in trial.steps:
+        yield f"{key!r}: no step of the trials is called {where!r}. {near(where, trial.steps)}"
+    elif field in ("method.name", "name"):
+        yield f"{key!r}, expected methods with their fields, which differ. {METHODS}"
+    else:
+        for value in space[key].telling:
+            values = {**_conditions(key, space), key: value}
+            try:
+                draft = varied(trial, values, catalog, "trial")
+            except LfmError as error:
+                yield f"{key}={shown(value)}: {error}"
+                continue
+            yield from (p.sentence for p in draft.problems)
+
+
+def _conditions(key: str, space: Space) -> dict[str, Any]:
+    """The values on which a field depends, those on which these depend first."""
+    found: dict[str, Any] = {}
+    for other, value in space[key].when.items():
+        if list(space).index(other) < list(space).index(key) if other in space else False:
+            found |= {**_conditions(other, space), other: value}
+    return found
+
+
+def _unmeasured(name: str, spec: Spec, verb: Operator[Any]) -> Iterator[Problem]:
+    """Objectives on sets that the evaluation does not measure."""
+    for edge in verb.repeats:
+        reference = spec.steps[name].inputs.get(edge)
+        judge = spec.steps.get(reference) if isinstance(reference, str) else None
+        data = None if judge is None or judge.operator != "evaluate" else judge.inputs.get("data")
+        if isinstance(data, Mapping):
+            from operators.measures.edit_scores import CARRIED_FACTS  # with torch, which `evaluate` has brought
+
+            for one in _arguments(name, spec, verb).get("objectives", ()):
+                if one.on and one.on not in (*data, CARRIED_FACTS):
+                    said = f"objectives: {reference!r} has no set {one.on!r}. {near(one.on, data)}"
+                    yield Problem(("steps", name, "params", "objectives"), said)

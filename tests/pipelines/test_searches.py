@@ -1,0 +1,186 @@
+"""What a plan says of a search: about its space, the steps that it repeats, and what its fingerprint covers."""
+
+import pytest
+
+from cluster.capacity import Capacity
+from operators.catalog import Catalog
+from operators.code import Code, bring
+from operators.resources import Resources
+from pipelines.lineage import find_run, runs, trial_name, trials
+from pipelines.plan import plan, survey
+from pipelines.searches import part, varied
+from pipelines.spec import load, parsed
+from pipelines.text import Text
+from pipelines.trials import room
+from tests.pipelines.searched import OWN, PIPELINE
+from tests.pipelines.test_plan import Eyes
+
+CODE = Code(("sought.py",), (("sought.py", OWN),))
+CATALOG = Catalog(bring(CODE))
+MERGE = """
+inputs: {base: {model: b}, one: {model: o}, other: {model: p}, held: {dataset: d}}
+steps:
+  merged: {operator: merge, inputs: {base: base, experts: [one, other]}, method: {name: ties, density: 0.2}}
+  measured: {operator: evaluate, inputs: {model: merged, data: {text: held}}}
+  found:
+    operator: search
+    inputs: {result: merged, judged: measured}
+    params:
+      space: {merged.density: {uniform: [0.1, 1.0]}}
+      objectives: [{on: text, measure: loss, direction: minimize}]
+"""
+
+
+def said(*changes, text=PIPELINE, catalog=CATALOG, code=CODE):
+    draft = parsed(Text(text, "p.yaml"), catalog=catalog, code=code, changes=changes)
+    return [p.sentence for p in (*draft.problems, *survey(draft.spec, Eyes(), catalog))]
+
+
+def of_merge(*changes):
+    return said(*changes, text=MERGE, catalog=Catalog(), code=Code())
+
+
+def spec(*changes):
+    return load(PIPELINE, catalog=CATALOG, code=CODE, changes=changes)
+
+
+def test_a_search_makes_what_the_step_makes_that_it_follows():
+    steps = plan(spec(), Eyes(), CATALOG).steps
+    assert [steps[n].kind for n in ("part", "found")] == ["model", "model"]
+    assert said() == of_merge() == []
+    wrong = PIPELINE.replace("inputs: {model: found}", "inputs: {model: score}")
+    assert "model='score' is a metrics, expected a model." in said(text=wrong)
+
+
+def test_a_step_that_follows_a_search_of_another_kind_is_refused():
+    text = PIPELINE.replace("{result: part, judged", "{result: rows, judged").replace(
+        "  part:", "  rows: {operator: prepare, inputs: {data: text}}\n  part:"
+    )
+    text = text.replace("steps:", "inputs: {text: {dataset: t}}\nsteps:", 1)
+    assert "model='found' is a dataset, expected a model." in said(text=text)
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"),
+    [
+        ("{part.bye: {uniform: [0, 1]}}", "the step has no field 'bye'. Did you mean 'by'?"),
+        ("{parts.by: {uniform: [0, 1]}}", "no step of the trials is called 'parts'. Did you mean 'part'?"),
+        ("{after.wanted: {uniform: [0, 1]}}", "no step of the trials is called 'after'."),
+        ("{part: {choice: [1]}}", "'part', expected a field of a step. Write STEP.FIELD."),
+        ("{part.times: {uniform: [1, 4]}}", "moved: times=2.145898, expected an integer."),
+        ("{part.times: {choice: [1, two]}}", "moved: times='two', expected an integer."),
+        ("{part.by: {uniform: [2, 1]}}", "space.part.by.uniform=(2.0, 1.0), expected two bounds, the lower one first."),
+        ("{part.by: {uniform: [1, 2], choice: [1]}}", "expected exactly one of uniform, log_uniform, integer"),
+        ("{part.by: {unifrom: [1, 2]}}", "has no field 'unifrom'"),
+    ],
+)
+def test_a_space_that_a_trial_could_not_have_is_refused(space, problem):
+    found = said(f"found.space={space}")
+    assert len(found) == 1, found
+    assert problem in found[0]
+
+
+def test_the_range_of_a_method_is_asked_at_both_ends():
+    assert of_merge("found.space={merged.density: {uniform: [0.0, 1.0]}}") == [
+        "space: TIES: density=0.0, expected 0 < density <= 1."
+    ]
+    assert of_merge("found.space={merged.density: {uniform: [0.1, 1.5]}}") == [
+        "space: TIES: density=1.5, expected 0 < density <= 1."
+    ]
+    assert of_merge("found.space={merged.density: {log_uniform: [1e-3, 1]}}") == []
+
+
+def test_whole_methods_are_chosen_and_their_fields_have_conditions():
+    chosen = "merged.method: {choice: [{name: ties}, {name: linear}]}"
+    only = "merged.density: {uniform: [0.1, 1], when: {merged.method: {name: ties}}}"
+    assert of_merge(f"found.space={{{chosen}, {only}}}") == []
+    assert "expected methods with their fields" in of_merge("found.space={merged.method.name: {choice: [ties]}}")[0]
+    assert "Did you mean 'ties'" in of_merge("found.space={merged.method: {choice: [{name: tie}]}}")[0]
+    always = of_merge(f"found.space={{{chosen}, merged.density: {{uniform: [0.1, 1]}}}}")
+    assert always == []  # with the method as it is written: that another one has no such field is a trial's failure
+
+
+def test_what_a_sampler_cannot_search_is_refused_at_plan():
+    assert any("expected numbers alone for sampler='cma_es'" in s for s in said("found.sampler=cma_es"))
+    assert any("has no end of values" in s for s in said("found.sampler=grid"))
+    assert any("num_trials=0, expected num_trials >= 1" in s for s in said("found.num_trials=0"))
+
+
+def test_an_objective_on_a_set_that_is_not_measured_is_refused():
+    wrong = "found.objectives=[{on: tex, measure: loss, direction: minimize}]"
+    assert of_merge(wrong) == ["objectives: 'measured' has no set 'tex'. Did you mean 'text'?"]
+
+
+def test_a_rule_about_a_step_that_no_trial_runs_is_refused():
+    assert said("found.stop={step: parts, first: 1, last: 9}") == [
+        "stop: no step of the trials is called 'parts'. Did you mean 'part'?"
+    ]
+    assert said("found.stop={step: part, first: 9, last: 1}") == ["search: stop.last=1, expected last > first."]
+
+
+def test_steps_that_are_no_steps_or_change_the_world_are_refused():
+    outside = MERGE.replace("{result: merged", "{result: base")
+    assert said(text=outside, catalog=Catalog(), code=Code()) == [
+        "result: 'base' is an input, expected a step, which trials can run again. Name one."
+    ]
+    world = MERGE.replace(
+        "  measured: {operator: evaluate, inputs: {model: merged",
+        "  named: {operator: register, inputs: {model: merged}, params: {name: n}}\n"
+        "  measured: {operator: evaluate, inputs: {model: named",
+    )
+    (found,) = said(text=world, catalog=Catalog(), code=Code())
+    assert found.startswith("trials would run 'named', which changes the world (register), expected")
+
+
+def test_what_a_search_does_is_in_its_fingerprint_and_how_many_at_once_is_not():
+    def fingerprint(*changes):
+        return plan(spec(*changes), Eyes(), CATALOG).steps["found"].fingerprint
+
+    same = fingerprint()
+    assert fingerprint("found.concurrency=7") == same
+    others = ("found.num_trials=7", "found.seed=1", "found.sampler=random", "base.at=1", "score.wanted=2")
+    assert len({same, *map(fingerprint, others)}) == 1 + len(others)
+
+
+def test_methods_that_trials_may_use_are_in_the_fingerprint():
+    text = MERGE.replace("space: {merged.density: {uniform: [0.1, 1.0]}}", "space: {merged.method: {choice: METHODS}}")
+
+    def modules(methods):
+        made = plan(load(text.replace("METHODS", methods)), Eyes())
+        return {n for n in made.steps["found"].components["source"] if n.startswith("lfm.merging.")}
+
+    assert modules("[{name: ties}, {name: linear}]") - modules("[{name: ties}]") == {"lfm.merging.linear"}
+
+
+def test_a_trial_is_the_part_of_the_pipeline_with_other_values():
+    trial = part(spec(), ("part", "score"))
+    assert list(trial.steps) == ["base", "part", "score"]
+    changed = varied(trial, {"part.by": 0.25, "part.times": 4}, CATALOG, "trial").whole()
+    assert changed.steps["part"].params == {"by": 0.25, "times": 4, "refused": 99}
+    assert changed.steps["base"] == trial.steps["base"]
+    assert trial.steps["part"].params["by"] == 1.0
+
+
+def test_there_is_room_for_as_many_trials_as_the_largest_step_lets():
+    there = Capacity(cpus=8, gpus=2, memory=100)
+    one, three = Resources(), Resources(workers=3)
+    on_gpu = Resources(gpus_per_worker=1, accelerator="gpu")
+    assert room([one], there) == 8
+    assert room([one, three], there) == 2
+    assert room([one, on_gpu], there) == 2
+    assert room([Resources(memory=30)], there) == 3
+    assert room([Resources(workers=9)], there) == 1  # which waits, or is refused, as in any run
+    assert room([], there) == 1
+
+
+def test_trials_are_runs_that_no_list_of_runs_has(store):
+    first, again = (trial_name("run-1", "found", {"a.b": v}) for v in (1, 2))
+    assert first != again
+    assert first == trial_name("run-1", "found", {"a.b": 1})
+    for name in ("run-1", first, again, trial_name("run-1", "founder", {}), trial_name(first, "inner", {})):
+        store.storage.put_if_absent(f"runs/{name}/journal/000001-000001.json", b"[]")
+    assert runs(store.storage) == ("run-1",)
+    assert trials(store.storage, "run-1", "found") == sorted((first, again))
+    assert len(trials(store.storage, "run-1")) == 4
+    assert find_run(store.storage, "last") == find_run(store.storage, "run") == "run-1"
+    assert find_run(store.storage, first) == first
