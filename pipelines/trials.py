@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.capacity import Capacity
@@ -26,6 +27,7 @@ from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal, RunIsLive, history, trial_name, trials
 from pipelines.plan import Plan, PlanError, of_run, plan
 from pipelines.problems import Places
+from pipelines.profiles import profile_of
 from pipelines.run import LOOK_S, POLL_S, Watch, run as drive
 from pipelines.searches import part, repeated, varied
 from pipelines.spec import Spec, build, dump
@@ -46,6 +48,7 @@ class Repeated:
         retries: How often a step of a trial may fail.
         mlflow: Where trials are told.
         address: The cluster that the run was given, which a trial has when somebody goes on with it by itself.
+        profile: Of that cluster, as the run's journal has it; empty where the run was given none.
     """
 
     store: str
@@ -57,6 +60,7 @@ class Repeated:
     retries: int
     mlflow: str
     address: str
+    profile: Mapping[str, Any]
 
     @classmethod
     def of(cls, storage: Storage, run: str, step: str) -> "Repeated":
@@ -77,6 +81,7 @@ class Repeated:
             retries=began["retries"],
             mlflow=began["mlflow"],
             address=began["address"],
+            profile=began.get("profile", {}),
         )
 
     def written(self, fields: Iterable[str]) -> dict[str, Any]:
@@ -87,7 +92,8 @@ class Repeated:
         """How many trials that differ in these fields the cluster has room for."""
         spec = self._spec()
         changed = {f.partition(".")[0] for f in fields}
-        return room([s.resources for n, s in spec.steps.items() if changed & {*part(spec, (n,)).steps}], capacity())
+        asked = [s.resources for n, s in spec.steps.items() if changed & {*part(spec, (n,)).steps}]
+        return room(asked, self._most() or capacity())
 
     def run(self, changes: Mapping[str, Any], *, step: str = "", heard: Heard | None = None) -> Outcome:
         """Run the steps with some values changed, unless that was done before: then say what became of it.
@@ -133,7 +139,7 @@ class Repeated:
             return
         journal.write([started(made, journal.run, retries=self.retries, mlflow=self.mlflow, **noted)])
         try:
-            drive(made, store, journal, connect=shared, retries=self.retries, watch=watch)
+            drive(made, store, journal, connect=partial(shared, self._most()), retries=self.retries, watch=watch)
         except PlanError as error:
             journal.write([_failed(error)])
         except SystemExit:
@@ -144,6 +150,11 @@ class Repeated:
         catalog = self._catalog()
         spec = varied(self._spec(), changes, catalog, "trial").whole()
         return plan(spec, Looks(memory_of(store.storage), store), catalog)
+
+    def _most(self) -> Capacity | None:
+        """What the cluster grows to; None where it is as it is."""
+        profile, _ = profile_of(self.profile) if self.profile else (None, [])
+        return None if profile is None else profile.capacity()
 
     def _catalog(self) -> Catalog:
         return Catalog(modules(self.code))
@@ -179,7 +190,8 @@ class Follower:
 class _Own(Pool):
     """A cluster, and what was handed to it from here and has not ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: Capacity | None) -> None:
+        super().__init__(most)
         self.open: set[Handle] = set()
 
     def start(self, act: Callable[[Any], Any], task: Any, **asked: Any) -> Handle:
@@ -194,9 +206,9 @@ class _Own(Pool):
 
 
 @contextmanager
-def shared() -> Iterator[Pool]:
-    """The cluster that this process is part of; what was begun here ends here."""
-    pool = _Own()
+def shared(most: Capacity | None = None) -> Iterator[Pool]:
+    """The cluster that this process is part of, which grows to `most`; what was begun here ends here."""
+    pool = _Own(most)
     try:
         yield pool
     finally:
