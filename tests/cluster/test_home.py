@@ -1,6 +1,7 @@
 """What a Ray of our own leaves goes with its driver, or at the next command."""
 
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -84,9 +85,13 @@ def test_what_is_left_when_driver_and_warden_were_killed_goes_at_the_next_comman
         for p in Path("/proc").glob("[1-9]*")
         if lives(p.name) and f"cluster.warden\0{folder}\0" in (p / "cmdline").read_text()
     ]
+    handles = [os.pidfd_open(pid) for pid in wardens]
     for pid in (*wardens, driver.pid):
         os.kill(pid, 9)
     driver.communicate()
+    for handle in handles:  # its lock goes with it, and it is nobody's child here
+        select.select([handle], [], [], 60)
+        os.close(handle)
     assert (len(wardens), folder.exists(), lives(begun)) == (1, True, True)
     clear()
     assert (list(temporary.iterdir()), lives(begun)) == ([], False)

@@ -69,7 +69,7 @@ def test_the_head_computes_only_where_it_may():
 
 
 def test_machines_that_are_alike_are_one_kind():
-    (one,) = rooms_at(Profile(name="p", place="local", head=Head(cpus=2, memory_gib=8), groups={
+    (one,) = rooms_at(Profile(name="p", place="kuberay", head=Head(cpus=2, memory_gib=8), groups={
         "a": Group(cpus=4, memory_gib=4, max_nodes=3)}).capacity())  # fmt: skip
     assert (one.max_nodes, one.cpus) == (3, 4)
     assert nodes_in(one, Resources(workers=6, strategy="ddp", cpus_per_worker=2), None) == 3

@@ -246,7 +246,7 @@ MOVE = "Move it there."
         ("resources: {memory: 8GB}", [f"{AFTER}resources: memory='8GB', expected an integer."]),
         (
             "resources: {strategy: dpp}",
-            [f"{AFTER}resources: strategy='dpp', expected 'single', 'ddp', 'zero1', 'zero2' or 'zero3'."],
+            [f"{AFTER}resources: strategy='dpp', expected 'single', 'ddp', 'zero1', 'zero2' or 'zero3' or 'auto'."],
         ),
         (
             "resources: {workers: 0, memory: -1}",
