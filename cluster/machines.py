@@ -29,7 +29,7 @@ from cluster.tokens import authenticated, made_token
 from lfm.errors import LfmError
 
 PREFIX = "lfm-up-"
-START_S = 300.0  # how long a node may take to come up: a machine that is busy takes minutes
+START_S = 600.0  # how long a node may take to come up: a machine that is busy takes minutes
 LOOK_S = 0.2
 LOOPBACK = "127.0.0.1"
 UP = "ray_current_cluster"  # what Ray writes into a node's folder when that is up

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.manifests.finding import Rules, Said, at, whole
-from cluster.manifests.kuberay import KIND_LABEL, MAX_CLUSTER, MAX_JOB
+from cluster.manifests.kuberay import MAX_CLUSTER, MAX_JOB
 from cluster.manifests.pod_rules import Group, bad_labels, groups
 from cluster.manifests.pods import FALLBACK, STEPS
-from cluster.profile import HEAD
+from cluster.profile import ACCELERATOR_LABEL, HEAD
 
 OLDEST_TOKEN, OLDEST_DELEGATED = (2, 52), (2, 55)
 """The first versions of Ray with tokens, and with those of Kubernetes."""
@@ -101,7 +101,7 @@ def _fallback(cluster: Cluster) -> Said:
 
 def _holds(other: Group, group: Group) -> bool:
     mine, there = (at(g.spec, "resources", {}) for g in (group, other))
-    alike = [at(g.spec, "labels", {}).get(KIND_LABEL) for g in (group, other)]
+    alike = [at(g.spec, "labels", {}).get(ACCELERATOR_LABEL) for g in (group, other)]
     return alike[0] == alike[1] and all(float(there.get(k, 0)) >= float(v) for k, v in mine.items())
 
 

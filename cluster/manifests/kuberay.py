@@ -12,10 +12,9 @@ import yaml
 from cluster.manifests.job import Job, named, runtime_env
 from cluster.manifests.pods import FALLBACK, RUN, STEPS, resources, template
 from cluster.manifests.serve import serve_config
-from cluster.profile import GROUP_LABEL, HEAD, MARKET_LABEL, Group, Machine, Profile
+from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD, MARKET_LABEL, Group, Machine, Profile
 
 API = "ray.io/v1"
-KIND_LABEL = "ray.io/accelerator-type"
 MAX_CLUSTER, MAX_JOB = 53, 47
 """How long names of a RayCluster may be, and those of a RayJob or RayService, of which a cluster's name is made."""
 RETRIES = 2  # new clusters for a run whose cluster was lost; each goes on where the last one was
@@ -108,7 +107,7 @@ def _workers(profile: Profile, name: str, group: Group) -> dict[str, Any]:
 def labels(name: str, machine: Machine) -> dict[str, str]:
     """What Ray knows its nodes by: steps that ask for a kind of them are held against these."""
     market = machine.market if isinstance(machine, Group) else "on-demand"
-    kind = {KIND_LABEL: machine.accelerator} if machine.accelerator else {}
+    kind = {ACCELERATOR_LABEL: machine.accelerator} if machine.accelerator else {}
     return {**machine.labels, GROUP_LABEL: name, MARKET_LABEL: market, **kind}
 
 

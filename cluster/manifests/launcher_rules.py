@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.manifests.finding import Rules, Said, at, whole
-from cluster.manifests.kuberay import KIND_LABEL
 from cluster.manifests.launcher import TOKEN
 from cluster.manifests.pod_rules import secret
 from cluster.manifests.pods import DRAIN
-from cluster.profile import GROUP_LABEL, MARKET_LABEL
+from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, MARKET_LABEL
 
 Document = Mapping[str, Any]
 STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
@@ -68,9 +67,12 @@ def _spot(said: Mapping[str, Any]) -> bool:
 
 def _gpus(document: Document) -> Said:
     for name, said in _types(document):
-        kind = at(said, "labels", {}).get(KIND_LABEL)
+        kind = at(said, "labels", {}).get(ACCELERATOR_LABEL)
         if bool(kind) != bool(at(said, "resources", {}).get("GPU")):
-            yield f"available_node_types.{name}.labels", f"{KIND_LABEL}={kind!r}, expected the GPU's kind where one is"
+            yield (
+                f"available_node_types.{name}.labels",
+                f"{ACCELERATOR_LABEL}={kind!r}, expected the GPU's kind where one is",
+            )
 
 
 def _resources(document: Document) -> Said:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.manifests.finding import Rules, Said, at
-from cluster.manifests.kuberay import KIND_LABEL
 from cluster.manifests.pods import DRAIN, GPU, SPOT_NODES, SPOT_TAINTS, UNDISTURBED
-from cluster.profile import GROUP_LABEL, HEAD, MARKET_LABEL
+from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD, MARKET_LABEL
 
 LABEL_NAME = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
 LABEL_KEY = rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{LABEL_NAME}"
@@ -163,9 +162,12 @@ def _gpus(group: Group) -> Said:
     limit = int(at(group.container, "resources.limits", {}).get(GPU, 0))
     if limit != group.gpus and not (group.head and group.gpus == 0):
         yield f"{group.where}.resources.GPU", f"{group.gpus}, expected {limit}, which its container gets"
-    kind = at(group.spec, "labels", {}).get(KIND_LABEL)
+    kind = at(group.spec, "labels", {}).get(ACCELERATOR_LABEL)
     if bool(kind) != bool(limit):
-        yield f"{group.where}.labels", f"{KIND_LABEL}={kind!r}, expected the GPU's kind where there is one, or none"
+        yield (
+            f"{group.where}.labels",
+            f"{ACCELERATOR_LABEL}={kind!r}, expected the GPU's kind where there is one, or none",
+        )
     tolerated = any(t.get("key") == GPU for t in group.pod.get("tolerations", []))
     if tolerated != bool(limit):
         what = "does not tolerate" if limit else "tolerates"

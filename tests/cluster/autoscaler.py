@@ -19,7 +19,7 @@ from cluster.profile import HEAD, Machine, Profile
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-START_S = 300.0
+START_S = 600.0
 
 
 @contextmanager
