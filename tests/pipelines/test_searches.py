@@ -3,13 +3,19 @@
 import pytest
 
 from cluster.capacity import Capacity
+from lfm.merging.ties import TIES
+from operators.artifact import Dataset, Model
 from operators.catalog import Catalog
 from operators.code import Code, bring
+from operators.evaluation import evaluate
+from operators.merging import merge
 from operators.resources import Resources
+from operators.searches.space import Dimension, Objective
+from operators.searching import search
 from pipelines.lineage import find_run, runs, trial_name, trials
 from pipelines.plan import plan, survey
 from pipelines.searches import part, varied
-from pipelines.spec import load, parsed
+from pipelines.spec import load, parsed, trace
 from pipelines.text import Text
 from pipelines.trials import room
 from tests.pipelines.searched import OWN, PIPELINE
@@ -42,6 +48,25 @@ def of_merge(*changes):
 
 def spec(*changes):
     return load(PIPELINE, catalog=CATALOG, code=CODE, changes=changes)
+
+
+def in_python(
+    base=Model("b"), one=Model("o"), other=Model("p"), held=Dataset("d")  # the same as `MERGE`
+):  # fmt: skip
+    merged = merge("merged", base=base, experts=[one, other], method=TIES(density=0.2))
+    measured = evaluate("measured", model=merged, data={"text": held})
+    return search(
+        "found",
+        result=merged,
+        judged=measured,
+        space={"merged.density": Dimension(uniform=(0.1, 1))},
+        objectives=[Objective(on="text", measure="loss", direction="minimize")],
+    )
+
+
+def test_python_says_the_same_as_yaml():
+    first, second = plan(trace(in_python), Eyes()), plan(load(MERGE), Eyes())
+    assert first.steps == second.steps
 
 
 def test_a_search_makes_what_the_step_makes_that_it_follows():
