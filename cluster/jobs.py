@@ -20,7 +20,7 @@ State = Literal["unknown", "pending", "running", "stopped", "succeeded", "failed
 """What Ray says of a job; ``unknown`` where it has none of that name."""
 GOES_ON: tuple[State, ...] = ("pending", "running")
 
-VERSIONS = "lfm-versions"  # the job that says what is installed; its answer stays as long as the cluster does
+VERSIONS = "lfm-versions"  # jobs that say what is installed; an answer stays as long as the cluster does
 ASK_S, ANSWER_S = 0.5, 300.0
 OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 SAYS = (
@@ -120,12 +120,15 @@ class Jobs:
 
     def versions(self) -> Versions:
         """What is installed there."""
-        if self.state(VERSIONS) == "unknown":
-            self.submit(VERSIONS, f'python -c "{SAYS}"')
-        ended = self.ended(VERSIONS)
-        lines = [line for line in self.log(VERSIONS).splitlines() if line.startswith("{")]
+        number = 1
+        while (state := self.state(job := f"{VERSIONS}-{number}")) in ("failed", "stopped"):
+            number += 1  # what was wrong then may be right now
+        if state == "unknown":
+            self.submit(job, f'python -c "{SAYS}"')
+        ended = self.ended(job)
+        lines = [line for line in self.log(job).splitlines() if line.startswith("{")]
         if ended != "succeeded" or not lines:
-            raise JobRefused(VERSIONS, self.why(VERSIONS))
+            raise JobRefused(job, self.why(job))
         return Versions(**json.loads(lines[-1]))
 
     def submit(

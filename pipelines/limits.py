@@ -1,11 +1,13 @@
 """What a run has spent, and whether it may go on. Pure: no Ray, no clock, no files."""
 
 import math
-from collections.abc import Iterable, Mapping
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cluster.profile import Profile
 from pipelines.lineage import Event, by_driver
+from pipelines.problems import Problem
 
 HOUR_S = 3600.0
 DRAIN_S = 30.0
@@ -22,6 +24,12 @@ class Limits:
 
     deadline_s: float = math.inf
     max_cost: float = math.inf
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> "Limits":
+        """Those that a command line sets."""
+        asked = {"deadline_s": getattr(arguments, "deadline", 0.0), "max_cost": getattr(arguments, "max_cost", 0.0)}
+        return cls(**{name: value for name, value in asked.items() if value})
 
     @property
     def any(self) -> bool:
@@ -80,6 +88,16 @@ def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0) ->
             since = max(since, event.time)
             nodes = dict(event.data["nodes"]) if event.kind == "nodes" else nodes
     return so_far
+
+
+def senseless(limits: Limits, profile: Profile) -> Iterator[Problem]:
+    """What is wrong with limits on a profile's cluster: one that is passed at once, and one that never is."""
+    if limits.deadline_s <= profile.drain_s:
+        allowed = f"more than the profile's drain_s of {profile.drain_s:g} s, for which steps may take to end"
+        yield Problem(("--deadline",), f"--deadline: {limits.deadline_s:g} s, expected {allowed}.")
+    if limits.max_cost < math.inf and not profile.cost(dict.fromkeys(profile.groups, 1.0), 1.0):
+        said = "no machine has a price, expected price_per_hour in the profile"
+        yield Problem(("--max-cost",), f"--max-cost: {said}.")
 
 
 def passed(limits: Limits, so_far: Spent, ahead_s: float, nodes: Mapping[str, float], profile: Profile | None) -> str:

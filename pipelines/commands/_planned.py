@@ -17,6 +17,7 @@ from operators.engines.ports import LAST_PORT, PortBusy, check_port
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
+from pipelines.limits import Limits, senseless
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, needed, pinned, survey
 from pipelines.problems import Problem, unknown_step
@@ -57,6 +58,7 @@ def read_plan(
         problems.append(Problem(("--store",), str(error)))
     if profile is not None:
         there = profile.capacity()
+        problems += senseless(Limits.of(arguments), profile)
         problems += _unreadable(profile, arguments.mlflow or profile.mlflow, draft)
     else:
         try:

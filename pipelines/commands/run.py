@@ -171,8 +171,7 @@ def drive_to_end(
 
 def _budget(arguments: Namespace, profile: Profile | None, storage: Storage, run: str) -> Budget:
     """What the run may spend, and what it has spent, where that matters."""
-    asked = {"deadline_s": getattr(arguments, "deadline", 0.0), "max_cost": getattr(arguments, "max_cost", 0.0)}
-    limits = Limits(**{name: value for name, value in asked.items() if value})
+    limits = Limits.of(arguments)
     before = spent(history(storage, run), profile) if limits.any else Spent()
     return Budget(limits=limits, profile=profile, before=before)
 

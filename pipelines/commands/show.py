@@ -27,6 +27,7 @@ def act(arguments: Namespace) -> int:
     now = states(events, began["steps"], live=live)
     moment = time.time()
     until = moment if live else 0.0
+    why = next((e.data.get("why", "") for e in reversed(events) if e.kind in ("started", "finished")), "")
     took, up = worked(events, until), served(events, until)
     if arguments.html:
         write(Path(arguments.html), document(account(Store(storage), name, now=moment)))
@@ -34,10 +35,12 @@ def act(arguments: Namespace) -> int:
     if arguments.json:
         steps = {n: {**began["steps"][n], **asdict(s)} for n, s in now.items()}
         return printed({"run": name, "status": said, "began": events[0].time, "ended": events[-1].time,
-                       "seconds": took, "served": up, "inputs": began["inputs"], "steps": steps})  # fmt: skip
+                       "seconds": took, "served": up, "why": why,
+                       "inputs": began["inputs"], "steps": steps})  # fmt: skip
     if arguments.html:
         return 0
-    print(f"run {name}: {said}, {seconds(took)}{f', then served for {seconds(up)}' if up else ''}")
+    ended = f"{said}, {why}" if why else said
+    print(f"run {name}: {ended}, {seconds(took)}{f', then served for {seconds(up)}' if up else ''}")
     shown(table({n: row(n, s, storage, moment) for n, s in now.items()}))
     for line in without_fingerprint(began["steps"]):
         print(line)

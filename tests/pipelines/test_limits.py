@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cluster.profile import Group, Head, Profile
-from pipelines.limits import Limits, Spent, passed, spent
+from pipelines.limits import Limits, Spent, passed, senseless, spent
 from pipelines.lineage import Event
 
 PROFILE = Profile(
@@ -71,3 +71,13 @@ def test_without_a_limit_there_is_nothing_to_look_at():
     assert Limits(max_cost=1).any
     assert Limits(deadline_s=1).any
     assert Limits(deadline_s=math.inf) == Limits()
+
+
+def test_a_limit_that_is_passed_at_once_or_never_is_refused():
+    assert not list(senseless(Limits(deadline_s=91, max_cost=1), PROFILE))
+    (said,) = senseless(Limits(deadline_s=90), PROFILE)
+    assert str(said).startswith("--deadline: 90 s, expected more than the profile's drain_s of 90 s")
+    free = Profile(name="free", place="local", head=Head(cpus=1, memory_gib=1))
+    assert not list(senseless(Limits(), free))
+    (said,) = senseless(Limits(max_cost=1), free)
+    assert str(said) == "--max-cost: no machine has a price, expected price_per_hour in the profile."

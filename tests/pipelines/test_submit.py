@@ -24,7 +24,7 @@ storage: STORE
 shared: [/]
 mlflow: none
 drain_s: 20
-head: {cpus: 4, memory_gib: 16}
+head: {cpus: 4, memory_gib: 16, price_per_hour: 0.2}
 groups:
   cpu: {cpus: 8, memory_gib: 32, max_nodes: 2}
 """
