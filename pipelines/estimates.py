@@ -49,7 +49,7 @@ class Room:
 def rooms_of(profile: Profile) -> list[Room]:
     """The machines of a profile on which steps may compute."""
     groups = {n: (g, g.min_nodes, g.max_nodes, g.idle_timeout_s) for n, g in profile.groups.items()}
-    head = {HEAD: (profile.head, 1, 1, 0.0)} if profile.head.steps or not groups else {}
+    head = {HEAD: (profile.head, 1, 1, 0.0)} if profile.head_computes else {}
     return [
         Room(
             name=name,

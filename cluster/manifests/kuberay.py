@@ -68,7 +68,7 @@ def _document(
 
 def _cluster(profile: Profile, run: str = "", port: int = 0) -> dict[str, Any]:
     kind, _, secret = profile.token.partition(":")
-    computes = profile.head.steps or not profile.groups
+    computes = profile.head_computes
     about = {STEPS: str(computes).lower(), **({RUN: run} if run else {})}
     spec: dict[str, Any] = {
         "rayVersion": version("ray"),

@@ -60,7 +60,7 @@ def _provider(profile: Profile) -> dict[str, Any]:
 
 
 def _type(profile: Profile, name: str, machine: Machine) -> dict[str, Any]:
-    computes = isinstance(machine, Group) or profile.head.steps or not profile.groups
+    computes = isinstance(machine, Group) or profile.head_computes
     there: dict[str, int] = {"CPU": int(machine.cpus) if computes else 0, "memory": int(machine.memory)}
     if machine.gpus and computes:
         there |= {"GPU": machine.gpus, f"accelerator_type:{machine.accelerator}": 1}
