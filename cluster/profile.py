@@ -265,7 +265,7 @@ class Profile(_Checked):
         host = re.split(r"[:/?#]", rest.rpartition("@")[2])[0]
         return host not in ("localhost", "127.0.0.1", "::1", "[", "0.0.0.0")
 
-    def cost(self, nodes: Mapping[str, float], hours: float) -> float:
-        """What some machines cost for some hours, by how many there are of each group, the head besides."""
-        each = {HEAD: self.head.price_per_hour, **{n: g.price_per_hour for n, g in self.groups.items()}}
-        return hours * math.fsum(each[n] * count for n, count in {HEAD: 1.0, **nodes}.items())
+    def cost(self, hours: Mapping[str, float]) -> float:
+        """What some node-hours cost, by group, the head's too; what belongs to no group has no price."""
+        each = {HEAD: self.head, **self.groups}
+        return math.fsum(each[name].price_per_hour * spent for name, spent in hours.items() if name in each)

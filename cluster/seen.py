@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.profile import HEAD, Profile
 from lfm.errors import LfmError
 
 LOOK_S = 60.0  # how long a head may take to answer
@@ -86,12 +85,6 @@ class Seen:
             until = self.time if node.alive else node.ended
             found[node.group] = found.get(node.group, 0.0) + max(0.0, until - node.began) / 3600
         return found
-
-
-def cost(profile: Profile, hours: Mapping[str, float]) -> float:
-    """What some node-hours of each group have cost; what belongs to no group of the profile has no price."""
-    each = {HEAD: profile.head, **profile.groups}
-    return sum(each[n].price_per_hour * spent for n, spent in hours.items() if n in each)
 
 
 def look(address: str, environment: Mapping[str, str]) -> Seen:

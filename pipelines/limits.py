@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.profile import Profile
+from cluster.profile import HEAD, Profile
 from pipelines.lineage import Event, by_driver
 from pipelines.problems import Problem
 
@@ -95,7 +95,7 @@ def senseless(limits: Limits, profile: Profile) -> Iterator[Problem]:
     if limits.deadline_s <= profile.drain_s:
         allowed = f"more than the profile's drain_s of {profile.drain_s:g} s, for which steps may take to end"
         yield Problem(("--deadline",), f"--deadline: {limits.deadline_s:g} s, expected {allowed}.")
-    if limits.max_cost < math.inf and not profile.cost(dict.fromkeys(profile.groups, 1.0), 1.0):
+    if limits.max_cost < math.inf and not profile.cost(dict.fromkeys((HEAD, *profile.groups), 1.0)):
         said = "no machine has a price, expected price_per_hour in the profile"
         yield Problem(("--max-cost",), f"--max-cost: {said}.")
 
@@ -128,4 +128,4 @@ def passed(limits: Limits, so_far: Spent, ahead_s: float, nodes: Mapping[str, fl
 def _cost(seconds: float, nodes: Mapping[str, float], profile: Profile | None) -> float:
     if profile is None:
         return 0.0
-    return profile.cost({n: c for n, c in nodes.items() if n in profile.groups}, seconds / HOUR_S)
+    return profile.cost({name: count * seconds / HOUR_S for name, count in {HEAD: 1.0, **nodes}.items()})

@@ -49,8 +49,8 @@ def test_steps_compute_on_the_head_where_it_says_so_or_is_all_there_is():
 
 def test_a_cost_is_that_of_head_and_nodes_over_hours():
     there = profile(groups={"cpu": CPU, "h100": H100})
-    assert there.cost({"h100": 2, "cpu": 0.5}, 3) == pytest.approx(3 * (0.2 + 2 * 3.0 + 0.5 * 0.7))
-    assert there.cost({}, 1) == pytest.approx(0.2)
+    assert there.cost({"head": 3, "h100": 6, "cpu": 1.5, "other": 9}) == pytest.approx(3 * 0.2 + 6 * 3.0 + 1.5 * 0.7)
+    assert there.cost({}) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.profile import Group, Head, Profile
-from cluster.seen import Seen, SeenJob, SeenNode, cost
+from cluster.seen import Seen, SeenJob, SeenNode
 
 PROFILE = Profile(
     name="p",
@@ -29,7 +29,7 @@ def seen(*nodes, running=()):
 def test_hours_are_those_of_living_and_of_dead_nodes_and_cost_what_their_group_costs():
     now = seen(node("head", 0.0), node("gpu", HOUR, 2 * HOUR), node("gpu", 3.5 * HOUR), node("", 3 * HOUR))
     assert now.hours() == pytest.approx({"head": 4.0, "gpu": 1.5, "": 1.0})
-    assert cost(PROFILE, now.hours()) == pytest.approx(4 * 0.5 + 1.5 * 2.0)
+    assert PROFILE.cost(now.hours()) == pytest.approx(4 * 0.5 + 1.5 * 2.0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cluster.machines import NotUp
 from cluster.profile import HEAD, Profile
-from cluster.seen import Seen, cost
+from cluster.seen import Seen
 from pipelines.commands._output import printed, shown
 from pipelines.commands.clusters._places import WrongPlace, looked
 from pipelines.profiles import read_profile
@@ -53,7 +53,7 @@ def summary(profile: Profile, now: Seen) -> dict[str, Any]:
         "nodes": [asdict(n) for n in now.nodes],
         "jobs": [asdict(j) for j in now.running],
         "hours": sum(hours.values()),
-        "cost": cost(profile, hours),
+        "cost": profile.cost(hours),
         "cost_per_hour": sum(each[n].price_per_hour * g["alive"] for n, g in groups.items() if n in each),
         "currency": profile.currency,
         "idle_s": now.idle_s,
@@ -71,7 +71,7 @@ def _group(profile: Profile, name: str, now: Seen, hours: float) -> dict[str, An
         "min": least,
         "max": most,
         "hours": hours,
-        "cost": cost(profile, {name: hours}),
+        "cost": profile.cost({name: hours}),
     }
 
 
