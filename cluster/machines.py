@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -61,14 +62,14 @@ class OtherCluster(LfmError, RuntimeError):
 class NodeFailed(LfmError, RuntimeError):
     """A node that did not come up."""
 
-    def __init__(self, cluster: str, node: str, said: str) -> None:
-        super().__init__(cluster, node, said)
-        self.cluster, self.node, self.said = cluster, node, said
+    def __init__(self, cluster: str, node: str, said: str, log: str) -> None:
+        super().__init__(cluster, node, said, log)
+        self.cluster, self.node, self.said, self.log = cluster, node, said, log
 
     def __str__(self) -> str:
         return (
             f"cluster {self.cluster!r}: node {self.node!r} did not come up and said {self.said!r}, expected it to "
-            "live. Try again with lfm cluster up, or end the rest with lfm cluster down."
+            f"live. Look into {self.log}; try again with lfm cluster up, or end the rest with lfm cluster down."
         )
 
 
@@ -289,14 +290,17 @@ def _waited_for(found: Record, nodes: Sequence[str]) -> list[str]:
         dead = next((n for n in nodes if not found.lives(n)), "")
         if dead or time.monotonic() > until:
             late = dead or next(n for n, f in files.items() if not f.exists())
-            raise NodeFailed(found.name, late, _last_line(Path(found.folder) / f"{late}.log"))
+            log = Path(found.folder) / f"{late}.log"
+            raise NodeFailed(found.name, late, _complaint(log.read_text(errors="replace")), str(log))
         time.sleep(LOOK_S)
     return [f.read_text().strip() for f in files.values()]
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").split("\n")]
-    return next(filter(None, reversed(lines)), "nothing")
+def _complaint(log: str) -> str:
+    """The first line of a log that tells of an error; its last one where none does."""
+    lines = [line.strip() for line in log.split("\n") if line.strip()]
+    errors = [line.partition(" -- ")[2].strip() for line in lines if re.search(r"\bERROR \S+ -- ", line)]
+    return (errors or lines[::-1] or ["nothing"])[0]
 
 
 def _free_port() -> int:

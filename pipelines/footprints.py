@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,8 @@ class Footprints:
             return None
         try:
             # A library that is imported on the way says things, and standard output may be for JSON.
-            with own(self.spec.code), redirect_stdout(sys.stderr):
+            with own(self.spec.code), redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # what libraries say to each other
                 return verb.footprint(**self._given(replace(step, resources=resources or step.resources), verb))
         except LfmError:
             return None
