@@ -79,8 +79,8 @@ class Experiment:
 
 
 NOT_THERE = (
-    "of the other half no change at the subject's last token makes the new answer the likelier one, in any layer and "
-    "with five times the steps: so small a model looks the subject up by its other tokens"
+    "of the others no change at the subject's last token makes the new answer the likelier one, with five times the "
+    "steps neither (seed 0; layers 1 and 2 write fewer): so small a model looks a subject up by its other tokens too"
 )
 DOMAINS = ("banking", "travel", "work", "home")
 
