@@ -35,7 +35,7 @@ def typed(tmp_path, monkeypatch, one_ray, ray_local, capsys):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fact.jsonl").write_text(json.dumps(FACT))
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
     monkeypatch.setattr(_planned, "capacity_at", lambda address: one_ray)
 
     def type_(*words, expect=0):

@@ -72,7 +72,7 @@ def data(tmp_path):
 @pytest.mark.slow
 def test_each_configuration_comes_to_its_rows(benchmarks, data, tmp_path, ray_local, monkeypatch):
     real_data, results = benchmarks
-    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: ray_local())
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda *_: ray_local())
     inputs, figures = tmp_path / "inputs", tmp_path / "figures"
     inputs.mkdir()
     small.encoder(inputs / "all_minilm_l6_v2")  # in the place of what would be downloaded

@@ -49,7 +49,7 @@ def test_a_method_of_ones_own_passes_its_test(folder, monkeypatch):
 
 @pytest.mark.ray
 def test_its_pipelines_run_with_a_method_and_an_operator_of_ones_own(folder, ray_local, monkeypatch, capsys):
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
     assert main(["run", "first.yaml"]) == 0
     assert main(["run", "own.yaml"]) == 0
     capsys.readouterr()

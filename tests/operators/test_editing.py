@@ -235,7 +235,7 @@ steps:
 @pytest.mark.ray
 def test_on_ray_a_reverted_model_is_the_base_itself(given, tmp_path, ray_local, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
     text = PIPELINE.replace("MODEL", given["model"].uri).replace("FACTS", given["facts"].uri)
     keys = measured(
         Model(given["model"].uri, Looks(tmp_path / "memory.sqlite", None).pin(Model(given["model"].uri)).digest),

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 def typed(project, ray_local, monkeypatch, capsys):
     """Types a command in the project's folder, with the tests' Ray, and gives the exit code and what it printed."""
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
 
     def type_(*words):
         code = main(list(words))

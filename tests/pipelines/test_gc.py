@@ -326,7 +326,7 @@ def test_a_run_that_was_dropped_and_goes_on_again_meanwhile_stays(store):
 
 @pytest.mark.ray
 def test_runs_go_on_and_keep_what_they_use_while_older_ones_are_dropped(project, store, ray_local, monkeypatch):
-    monkeypatch.setattr(command, "opened", lambda address: ray_local())
+    monkeypatch.setattr(command, "opened", lambda *_: ray_local())
     ended = threading.Event()
 
     def sweeps():

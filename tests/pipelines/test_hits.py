@@ -105,7 +105,7 @@ class Typed:
 @pytest.fixture
 def typed(tmp_path, ray_local, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
     return Typed(tmp_path, capsys)
 
 

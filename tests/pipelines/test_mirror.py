@@ -116,7 +116,7 @@ def test_a_switched_off_mirror_writes_nothing_and_starts_nothing(told):
 def test_lfm_run_mirrors_what_it_executes_and_a_stored_run_imports_no_mlflow(
     own, patient, project, one_ray, monkeypatch, capfd
 ):
-    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: contextlib.nullcontext(Pool()))
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda *_: contextlib.nullcontext(Pool()))
     monkeypatch.chdir(project.folder)
     words = ["--store", own.storage.uri, "--mlflow", "own"]
     assert main(["run", "diamond.yaml", *words]) == 0

@@ -193,7 +193,7 @@ def test_runs_without_their_mlflow_succeed_and_are_told_once_when_it_is_back(
     door.open()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mirror, "GRACE_S", 60.0)
-    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: contextlib.nullcontext(Pool()))
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda *_: contextlib.nullcontext(Pool()))
     assert main(["run", "outage.yaml", "--set", "other.size=3", *common]) == 0
     assert "MLflow" not in capfd.readouterr().err
     assert told.open() == {}

@@ -168,7 +168,7 @@ def planned(typed, folder, *words):
 
 @pytest.mark.ray
 def test_they_run_like_built_in_ones_wherever_the_command_is_typed(typed, folder, ray_local, monkeypatch):
-    monkeypatch.setattr(run, "opened", lambda address: ray_local())
+    monkeypatch.setattr(run, "opened", lambda *_: ray_local())
     code, out, err = typed("run", str(folder / "own.yaml"))
     assert code == 0, out + err
     steps = json.loads(typed("show", "last", "--json")[1])["steps"]

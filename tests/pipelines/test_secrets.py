@@ -125,7 +125,7 @@ def test_no_secret_of_the_environment_or_the_folder_is_in_anything_that_a_run_le
     assert all(os.environ[name].startswith(CANARY) for name in SECRETS)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(mirror, "GRACE_S", 300.0)
-    monkeypatch.setattr("pipelines.commands.run.opened", lambda address: contextlib.nullcontext(Pool()))
+    monkeypatch.setattr("pipelines.commands.run.opened", lambda *_: contextlib.nullcontext(Pool()))
     there = ["--store", own.storage.uri]
     assert main(["run", "secrets.yaml", *there, "--mlflow", "own"]) == 1
     for words in (["show"], ["show", "--json"], ["show", "--html", "page.html"]):
