@@ -39,7 +39,7 @@ def main():
         from pipelines.__main__ import main as lfm
         from pipelines.commands import resume, run  # noqa: F401
 
-        run.opened = lambda _: opened(address)  # as if it had been opened here: a run stays for its endpoints
+        run.opened = lambda *_: opened(address)  # as if it had been opened here: a run stays for its endpoints
         answer("ready")
         for line in sys.stdin:
             asked = json.loads(line)

@@ -271,6 +271,7 @@ class Shrinking(Pool):
     """A cluster that loses its nodes when the first step has ended."""
 
     def __init__(self):
+        super().__init__()
         self.ended = 0
 
     def capacity(self):
