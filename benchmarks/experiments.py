@@ -82,6 +82,10 @@ NOT_THERE = (
     "of the others no change at the subject's last token makes the new answer the likelier one, with five times the "
     "steps neither (seed 0; layers 1 and 2 write fewer): so small a model looks a subject up by its other tokens too"
 )
+SURE = (
+    "one expert of seed 2 is so sure of itself that its Fisher information is a thousandth of the others': the floor "
+    "of its released code, divided by that norm, then outweighs all of theirs (0.47; 0.83 and 0.85 with other seeds)"
+)
 DOMAINS = ("banking", "travel", "work", "home")
 
 
@@ -223,7 +227,7 @@ EXPERIMENTS = (
                 beside=accuracy("probe_measured"),
             ),
             against_average("Task arithmetic", "accuracy, mean of four domains, scale 0.3", "arithmetic_measured"),
-            against_average("Fisher", "accuracy, mean of four domains", "fisher_measured"),
+            against_average("Fisher", "accuracy, mean of four domains", "fisher_measured", why=SURE),
             against_average("AdaMerging", "accuracy, mean of four domains, task-wise", "ada_task_measured"),
             against_average("AdaMerging", "accuracy, mean of four domains, layer-wise", "ada_layer_measured"),
         ),
