@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.manifests.job import runtime_env
 from cluster.profile import Profile
 from cluster.tokens import authenticated
 from lfm.errors import LfmError
@@ -147,9 +148,7 @@ class Jobs:
         """
         environment: dict[str, Any] = {}
         if package:
-            environment = {"working_dir": package, "env_vars": dict(self.profile.environment)}
-            if self.profile.pip:
-                environment["pip"] = list(self.profile.pip)
+            environment = {**runtime_env(package, self.profile.pip), "env_vars": dict(self.profile.environment)}
         return self._submitted(job, entrypoint, environment, metadata or {})
 
     def submit_beside(self, other: str, job: str, entrypoint: str) -> bool:

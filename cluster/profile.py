@@ -21,6 +21,8 @@ GROUP_LABEL, MARKET_LABEL = "ray.io/node-group", "ray.io/market-type"
 """The labels of Ray that say of a node to which group it belongs, and whether it may be taken away."""
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 """The one that says what its GPUs are."""
+STORES = "s3://BUCKET/PREFIX, or a folder below 'shared', which every machine sees"
+"""What all machines can read and write."""
 NAME = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 MAX_NAME = 40  # what KubeRay puts behind a cluster's name has to fit into 63 characters too
 
@@ -210,9 +212,9 @@ class Profile(_Checked):
         self.require(self.place not in CLOUDS or bool(self.region), "region", f"the region, for place: {self.place}")
         self.require((self.place == "gcp") == bool(self.project), "project", "the project's id for place: gcp alone")
         if self.place in CLOUDS:
-            for name, machine in {HEAD: self.head, **{f"groups.{n}": g for n, g in self.groups.items()}}.items():
+            for name, machine in self.machines.items():
                 if not machine.type:
-                    raise ProfileError("profile", f"{name}.type", "", f"what {self.place} calls the machine")
+                    raise ProfileError("profile", f"{part_of(name)}.type", "", f"what {self.place} calls the machine")
 
     def _check_token(self) -> None:
         kinds = {"env": r"[A-Za-z_]\w*", "file": r".+", "secret": NAME}
@@ -224,6 +226,11 @@ class Profile(_Checked):
         self.require(
             kind != "secret" or self.place == "kuberay", "token", "env:NAME or file:PATH outside of Kubernetes"
         )
+
+    @property
+    def machines(self) -> dict[str, Machine]:
+        """All kinds of machines by the name of their group, the head first."""
+        return {HEAD: self.head, **self.groups}
 
     @property
     def most_nodes(self) -> int:
@@ -267,5 +274,10 @@ class Profile(_Checked):
 
     def cost(self, hours: Mapping[str, float]) -> float:
         """What some node-hours cost, by group, the head's too; what belongs to no group has no price."""
-        each = {HEAD: self.head, **self.groups}
+        each = self.machines
         return math.fsum(each[name].price_per_hour * spent for name, spent in hours.items() if name in each)
+
+
+def part_of(group: str) -> str:
+    """Where a profile says what the machines of a group are."""
+    return group if group == HEAD else f"groups.{group}"

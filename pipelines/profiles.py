@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.machines import located
-from cluster.profile import Group, Head, Profile
+from cluster.profile import STORES, Group, Head, Profile
 from cluster.tokens import VARIABLES, authenticated
 from lfm.errors import LfmError
 from operators.artifact import Artifact
@@ -30,9 +30,6 @@ class OutOfReach(LfmError, ValueError):
             f"cluster {self.name!r}: only its own machines connect to a place {self.place!r}, expected 'local' or "
             "'address'. Use lfm submit, which has it drive the run itself."
         )
-
-
-STORES = "s3://BUCKET/PREFIX, or a folder below 'shared', which every machine sees"
 
 
 def read_profile(name: str) -> Profile:

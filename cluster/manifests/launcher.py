@@ -19,8 +19,7 @@ BOTO = "python -c 'import googleapiclient' || python -m pip install google-api-p
 
 def launcher(profile: Profile) -> dict[str, Any]:
     """The launcher's document. Nothing is left to its defaults, which take spot machines and install another Ray."""
-    types = {HEAD: _type(profile, HEAD, profile.head)}
-    types |= {name: _type(profile, name, group) for name, group in profile.groups.items()}
+    types = {name: _type(profile, name, machine) for name, machine in profile.machines.items()}
     return {
         "cluster_name": profile.name,
         "max_workers": sum(g.max_nodes for g in profile.groups.values()),

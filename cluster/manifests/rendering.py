@@ -11,7 +11,7 @@ from cluster.manifests.pod_rules import OURS, VARIABLE, secret
 from cluster.manifests.pods import DRAIN
 from cluster.manifests.rules import broken
 from cluster.manifests.serve import serve_config
-from cluster.profile import CLOUDS, HEAD, Machine, Profile, ProfileError
+from cluster.profile import CLOUDS, STORES, Profile, ProfileError, part_of
 from lfm.errors import LfmError
 
 KINDS = ("RayCluster", "RayJob", "RayService", "launcher", "serve")
@@ -64,8 +64,7 @@ def lacking(profile: Profile) -> Iterator[ProfileError]:
     if not profile.storage:
         yield ProfileError("profile", "storage", "", "s3://BUCKET/PREFIX, or a folder below 'shared'")
     elif not profile.readable(profile.storage):
-        allowed = "s3://BUCKET/PREFIX, or a folder below 'shared', which every machine sees"
-        yield ProfileError("profile", "storage", profile.storage, allowed)
+        yield ProfileError("profile", "storage", profile.storage, STORES)
     if any(not path.strip("/") or ":" in path for path in profile.shared):
         yield ProfileError("profile", "shared", profile.shared, "folders below '/', which a container can mount")
     yield from _variables(profile)
@@ -75,8 +74,8 @@ def lacking(profile: Profile) -> Iterator[ProfileError]:
         yield ProfileError("profile", "token", profile.token, "file:PATH, which is copied to the machines")
     if profile.place in CLOUDS and profile.secrets:
         yield ProfileError("profile", "secrets", profile.secrets, "none outside of Kubernetes")
-    machines: dict[str, Machine] = {HEAD: profile.head, **{f"groups.{n}": g for n, g in profile.groups.items()}}
-    for name, machine in machines.items():
+    for group, machine in profile.machines.items():
+        name = part_of(group)
         if machine.cpus != int(machine.cpus):
             allowed = "a whole number: Ray counts a node's CPUs so"
             yield ProfileError("profile", f"{name}.cpus", machine.cpus, allowed)

@@ -15,5 +15,10 @@ def profile_in(arguments: Namespace) -> Profile | None:
 
 def storage_in(arguments: Namespace) -> Storage:
     """Where the profile keeps artifacts and runs, where ``--cluster`` names one; else what ``--store`` says."""
+    return storage_and_profile(arguments)[0]
+
+
+def storage_and_profile(arguments: Namespace) -> tuple[Storage, Profile | None]:
+    """Both, of a profile that is read once."""
     profile = profile_in(arguments)
-    return open_storage(arguments.store if profile is None or not profile.storage else profile.storage)
+    return open_storage(arguments.store if profile is None or not profile.storage else profile.storage), profile

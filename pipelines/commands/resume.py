@@ -8,7 +8,7 @@ from operators.catalog import Catalog
 from operators.code import Code, bring
 from pipelines import stops
 from pipelines.commands._planned import inspector_of
-from pipelines.commands._stored import profile_in, storage_in
+from pipelines.commands._stored import storage_and_profile
 from pipelines.commands.run import drive_to_end
 from pipelines.lineage import Journal, find_run, history
 from pipelines.plan import plan as planned
@@ -20,7 +20,7 @@ from pipelines.tracking.outbox import tracking
 
 def act(arguments: Namespace) -> int:
     """Go on with a run."""
-    storage, profile = storage_in(arguments), profile_in(arguments)
+    storage, profile = storage_and_profile(arguments)
     name = find_run(storage, arguments.run)
     began = history(storage, name)[0].data
     stops.withdraw(storage, name)

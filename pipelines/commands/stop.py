@@ -16,7 +16,7 @@ from cluster.processes import LEASE_S
 from cluster.profile import Profile
 from operators.serving import take_down
 from pipelines import stops
-from pipelines.commands._stored import profile_in, storage_in
+from pipelines.commands._stored import storage_and_profile
 from pipelines.findings import endpoints
 from pipelines.following import LOOK_S
 from pipelines.limits import DRAIN_S
@@ -32,7 +32,7 @@ def act(arguments: Namespace) -> int:
 
     One of this machine gets SIGTERM. One of another finds in the store that it is to end.
     """
-    storage, profile = storage_in(arguments), profile_in(arguments)
+    storage, profile = storage_and_profile(arguments)
     name = find_run(storage, arguments.run)
     events = history(storage, name)
     pid = driver(storage, name)

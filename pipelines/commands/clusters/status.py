@@ -43,7 +43,7 @@ def summary(profile: Profile, now: Seen) -> dict[str, Any]:
     """A cluster as JSON."""
     hours = now.hours()
     groups = {n: _group(profile, n, now, hours.get(n, 0.0)) for n in dict.fromkeys((HEAD, *profile.groups, *hours))}
-    each = {HEAD: profile.head, **profile.groups}
+    each = profile.machines
     return {
         "name": profile.name,
         "up": True,
