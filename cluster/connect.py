@@ -32,7 +32,8 @@ class NoCluster(LfmError, ConnectionError):
         self.address, self.what = address, what
 
     def __str__(self) -> str:
-        return f"Ray at {self.address!r}: {self.what}, expected a cluster that answers. Check --address."
+        fix = "Run it again when this machine has less to do." if self.address == "local" else "Check --address."
+        return f"Ray at {self.address!r}: {self.what.rstrip('.')}, expected a cluster that answers. {fix}"
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
             address of one that runs, which stays.
 
     Raises:
-        NoCluster: It does not answer.
+        NoCluster: It does not answer, or a node of this machine's own did not start in Ray's 30 seconds.
     """
     for name, value in {"RAY_AUTH_MODE": "disabled", **SETTINGS}.items():
         os.environ.setdefault(name, value)
@@ -62,7 +63,7 @@ def cluster(address: str = "local") -> Iterator[Capacity]:
             with starting, _own_sigterm() as came:
                 ray.init(**asked, log_to_driver=False, logging_level="warning")  # each step writes a log of its own
                 interrupted = came()
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises no narrower one where a node is slow to start
             raise NoCluster(address, str(error).partition("\n")[0]) from error
         stack.callback(ray.shutdown)
         if interrupted:
