@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 
 from cluster.connect import SETTINGS
 from cluster.home import home, marked
-from cluster.manifests.kuberay import labels
+from cluster.manifests.kuberay import labels, priority
 from cluster.profile import HEAD, Machine, Profile
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -65,6 +65,14 @@ def autoscaling(profile: Profile) -> Iterator[tuple[str, dict[str, str]]]:
             process.wait()
 
 
+def drain(address: str, node: str, seconds: int, environment: Mapping[str, str]) -> None:
+    """Give the notice that a node will be taken away in so many seconds, as its cloud does."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={address}", f"--node-id={node}"]
+    words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=asked to"]
+    words += [f"--deadline-remaining-seconds={seconds}"]
+    subprocess.run(words, env=dict(environment), check=True, stdout=subprocess.DEVNULL)
+
+
 def _configuration(profile: Profile, address: str) -> dict[str, Any]:
     """What the autoscaler is told; every field is there, because Ray brings no defaults for this provider."""
     types = {"ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0, "node_config": {}}}
@@ -72,6 +80,7 @@ def _configuration(profile: Profile, address: str) -> dict[str, Any]:
         types[name] = {
             "resources": {"CPU": int(group.cpus), "GPU": group.gpus, "object_store_memory": 100_000_000},
             "labels": labels(name, group),
+            "priority": priority(group),
             "min_workers": group.min_nodes,
             "max_workers": group.max_nodes,
             "idle_timeout_s": group.idle_timeout_s,

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.cluster.autoscaler import drain
+
 
 class Nodes:
     """What starts and ends them, for a test."""
@@ -63,10 +65,7 @@ def main(folder):
             for gone in [name] if name else list(nodes):
                 made.remove_node(nodes.pop(gone), allow_graceful=False)
         if what == "drain":
-            drain = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address]
-            drain += ["--node-id", ids()[name], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-            drain += ["--reason-message", "asked to", "--deadline-remaining-seconds", str(number)]
-            subprocess.run(drain, check=True, stdout=2)
+            drain(made.address, ids()[name], number, os.environ)
         if what == "restart":
             made.head_node.kill_gcs_server()
             made.head_node.start_gcs_server()

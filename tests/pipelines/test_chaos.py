@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -21,70 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 WAIT_S = 180
 STEPS, EVERY = 400, 10
-OWN = '''
-"""A line through points, learnt slowly."""
-
-import json
-import os
-import time
-from pathlib import Path
-
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import nn
-
-from operators.artifact import Model
-from operators.base import operator
-from operators.data.batches import Rows
-from operators.learning.learner import Place
-from operators.learning.loop import Job
-from operators.learning.trainer import fit
-from operators.training import Training
-from operators.workspace import Workspace
-
-
-class Guess(nn.Module):
-    """How far each token's number is from a line through its place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = nn.Linear(2, 1)
-
-    def forward(self, batch):
-        known = torch.stack([batch.positions.float(), batch.ids.float()], dim=-1)
-        return ((self.line(known).squeeze(-1) - batch.targets.float()) ** 2).sum()
-
-
-def slowly(place: Place, folder: str) -> Job:
-    """Say where this process is, then take a while for each step."""
-    import ray
-
-    torch.manual_seed(0)
-    here = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-    said = Path(folder) / f"{place.rank}-{time.time_ns()}.new"
-    said.write_text(json.dumps(here))
-    said.rename(said.with_suffix(".json"))
-    ids = np.random.default_rng(0).integers(0, 9, (32, 4), dtype=np.int32)
-    rows = Rows(ids, np.tile(np.arange(4, dtype=np.int32), (32, 1)), ids % 5)
-
-    def rewrite(step, where):
-        time.sleep(0.02)
-        return rows, where
-
-    def export(weights, folder):
-        (folder / "config.json").write_text("{}")
-        save_file(dict(weights), folder / "model.safetensors")
-
-    return Job(objective=Guess(), rows=rows, held_out=None, export=export, rewrite=rewrite)
-
-
-@operator(starts_workers=False)
-def learn(work: Workspace, *, folder: str, training: Training) -> Model:
-    """Fit the line."""
-    trained, _ = fit(work, slowly, {"folder": folder}, training)
-    return work.save(Model, trained)
-'''
+LEARNER = Path(__file__).with_name("slow_learner.py")
 PIPELINE = f"""
 name: chaos
 uses: [own.py]
@@ -102,7 +40,7 @@ class Run:
     def __init__(self, folder, resources, address, store):
         self.folder, self.places = folder, folder / "places"
         self.places.mkdir(parents=True, exist_ok=True)
-        (folder / "own.py").write_text(OWN)
+        (folder / "own.py").write_text(LEARNER.read_text())
         text = PIPELINE.replace("FOLDER", str(self.places)).replace("RESOURCES", json.dumps(resources))
         (folder / "chaos.yaml").write_text(text)
         self.storage = LocalStorage(folder / store)
