@@ -25,6 +25,7 @@ PROBE_TOKENS = 16
 Asked = Callable[[Sequence[int]], Tensor]
 """What a replica says after each token of a text."""
 TOLERANCE = 1e-4  # of the largest logit: the same weights on the same kind of device, perhaps in other threads
+ROUNDINGS = 8  # how many of a dtype's another kind of device may be away, where that is more
 
 
 class ProbeFailed(LfmError, RuntimeError):
@@ -124,16 +125,17 @@ def serve(
     if others:
         raise EndpointTaken(name, others[0])
     wanted = engine_of(model, memory, datastore)
-    app = Endpoint.options(ray_actor_options=_asks(work)).bind(model, memory, datastore, name, about)
+    app = Endpoint.options(ray_actor_options=_asks(work.resources)).bind(model, memory, datastore, name, about)
     handle = ray_serve.run(app, name=name, route_prefix="/")
 
     def asked(ids: Sequence[int]) -> Tensor:
         return torch.tensor(handle.probe.remote(ids).result(timeout_s=120))
 
+    tolerance = tolerated(wanted, work.resources)
     try:
-        proof = _prove(name, asked, wanted, model, base, probe_ids(model.path))
+        proof = _prove(name, asked, wanted, model, base, probe_ids(model.path), tolerance)
         if memory is not None:
-            proof |= _prove_memory(name, asked, wanted, model, memory)
+            proof |= _prove_memory(name, asked, wanted, model, memory, tolerance)
     except BaseException:
         ray_serve.delete(name)
         raise
@@ -160,40 +162,67 @@ def probe_ids(folder: Path) -> list[int]:
     return [(i * 7919 + 11) % vocabulary for i in range(PROBE_TOKENS)]
 
 
+def tolerated(wanted: Native, resources: Resources) -> float:
+    """How far a replica's logits may be from those that this process computes, over the largest.
+
+    Another kind of device adds up in another order, and rounds otherwise where the weights have few digits.
+    """
+    first = next(wanted.model.parameters())
+    if first.device.type == resources.device:
+        return TOLERANCE
+    return max(TOLERANCE, ROUNDINGS * torch.finfo(first.dtype).eps)
+
+
 def _prove(
-    name: str, asked: Asked, wanted: Native, model: Model, base: Model | None, ids: Sequence[int]
+    name: str,
+    asked: Asked,
+    wanted: Native,
+    model: Model,
+    base: Model | None,
+    ids: Sequence[int],
+    tolerance: float = TOLERANCE,
 ) -> dict[str, float]:
     """The largest differences of logits, over the largest logit: from the artifact's, and from the base's.
 
     With a datastore what is said are log-probabilities, and how far they are from the model's alone is told too; it is
     the model alone that has to differ from the base.
     """
-    answered = asked(ids)
-    proof = {"from_artifact": _distance(answered, wanted.logits(ids))}
-    if proof["from_artifact"] > TOLERANCE:
+    answered, own = asked(ids), wanted.logits(ids)
+    proof = {"from_artifact": _distance(answered, own)}
+    if proof["from_artifact"] > tolerance:
         raise ProbeFailed(name, f"differ from the artifact's by {proof['from_artifact']:.2g}")
     if wanted.search is not None:
         alone = engine_of(model).logits(ids)
         proof["from_model_alone"] = _distance(answered, alone.log_softmax(dim=-1))
-        answered = alone
+        answered = own = alone
     if base is not None:
-        proof["from_base"] = check_differs(name, answered, base, ids)
+        proof["from_base"] = check_differs(name, answered, own, base, ids)
     return proof
 
 
-def check_differs(name: str, answered: Tensor, base: Model, ids: Sequence[int]) -> float:
+def check_differs(name: str, answered: Tensor, own: Tensor, base: Model, ids: Sequence[int]) -> float:
     """How far logits are from a base's, over the largest.
+
+    Args:
+        name: The endpoint.
+        answered: What it says.
+        own: What its model says here: as far as another device rounds otherwise, it has to be nearer to that.
+        base: What it must differ from.
+        ids: Where it was asked.
 
     Raises:
         ProbeFailed: They are the base's.
     """
-    distance = _distance(answered, engine_of(base).logits(ids))
-    if distance <= TOLERANCE:
+    others = engine_of(base).logits(ids)
+    distance = _distance(answered, others)
+    if distance <= TOLERANCE or not _nearer(answered, own, others):
         raise ProbeFailed(name, "are the base's too")
     return distance
 
 
-def _prove_memory(name: str, asked: Asked, wanted: Native, model: Model, memory: Memory) -> dict[str, float]:
+def _prove_memory(
+    name: str, asked: Asked, wanted: Native, model: Model, memory: Memory, tolerance: float = TOLERANCE
+) -> dict[str, float]:
     """The same at the prompt of a fact of which the model alone says something else; nothing where there is none."""
     alone = engine_of(model)
     for fact in carried(memory.path):
@@ -203,7 +232,7 @@ def _prove_memory(name: str, asked: Asked, wanted: Native, model: Model, memory:
             continue
         answered = asked(ids)
         proof = {"from_memory": _distance(answered, with_it), "from_model_alone": _distance(answered, without)}
-        if proof["from_memory"] > TOLERANCE:
+        if proof["from_memory"] > tolerance or not _nearer(answered, with_it, without):
             raise ProbeFailed(name, f"differ from the memory's by {proof['from_memory']:.2g}")
         return proof
     return {}
@@ -213,8 +242,16 @@ def _distance(answered: Tensor, wanted: Tensor) -> float:
     return float((answered - wanted).abs().max() / wanted.abs().max())
 
 
-def _asks(work: Workspace) -> dict[str, Any]:
-    return {"num_cpus": work.resources.cpus_per_worker, "num_gpus": work.resources.gpus_per_worker}
+def _nearer(answered: Tensor, wanted: Tensor, other: Tensor) -> bool:
+    """Whether all logits together are nearer to the wanted ones: what is rounded otherwise evens out among them."""
+    return bool((answered - wanted).norm() < (answered - other).norm())
+
+
+def _asks(asks: Resources) -> dict[str, Any]:
+    """What the replica's process is given; Ray Serve has no word for no memory."""
+    memory = {"memory": asks.memory} if asks.memory else {}
+    each = {"num_cpus": asks.cpus_per_worker, "num_gpus": asks.gpus_per_worker, **memory}
+    return {**each, "label_selector": asks.labels}
 
 
 def _serving(ray_serve: Any) -> bool:

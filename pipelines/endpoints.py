@@ -69,7 +69,8 @@ class Stored(Replica):
         super().__init__(there["model"], there.get("memory"), there.get("datastore"), name, about)
         if "base" in there:
             ids = probe_ids(there["model"].path)
-            check_differs(name, engine_of(there["model"]).logits(ids), there["base"], ids)
+            own = engine_of(there["model"]).logits(ids)
+            check_differs(name, own, own, there["base"], ids)
 
 
 Endpoint = serve.deployment(serve.ingress()(Stored), name="Endpoint")

@@ -65,6 +65,11 @@ class There(Tensor):
 
 def _computed(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Compute on the CPU, and have the result where it belongs; a number without dimensions may come from anywhere."""
+    if torch.is_inference_mode_enabled():  # then what is made of several operations comes as one
+        with _Computes():
+            found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
     met = set()
 
     def held(value: Any) -> Any:
@@ -101,6 +106,13 @@ class _Makes(TorchFunctionMode):
         return func(*args, **named)
 
 
+class _Draws(torch.Generator):
+    """Of what is drawn there too, which is drawn on the CPU."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Draws":
+        return super().__new__(cls, "cpu")
+
+
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
     """Have such a device, in this thread, without autocast and without AdamW in one kernel."""
@@ -110,6 +122,7 @@ def elsewhere() -> Iterator[None]:
         _Makes(),
         mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),
         mock.patch.object(torch, "is_autocast_enabled", return_value=False),
+        mock.patch.object(torch, "Generator", _Draws),
         mock.patch.object(torch.optim, "AdamW", lambda groups, fused=None, **more: adamw(groups, **more)),
     ):
         yield

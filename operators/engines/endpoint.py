@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import ray
+import torch
 from ray import serve
 
 from operators.artifact import Datastore, Memory, Model
@@ -16,7 +18,7 @@ class Replica:
     def __init__(
         self, model: Model, memory: Memory | None, datastore: Datastore | None, name: str, about: dict[str, Any]
     ) -> None:
-        self.engine = engine_of(model, memory, datastore)
+        self.engine = engine_of(model, memory, datastore, device=given_device())
         self.name, self.about = name, about
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -30,6 +32,11 @@ class Replica:
     def probe(self, ids: Sequence[int]) -> list[list[float]]:
         """The logits after each token, to be compared with the artifact's."""
         return self.engine.logits(ids).tolist()
+
+
+def given_device() -> torch.device:
+    """What this process computes on: the GPU, or the share of one, that Ray has given it, or else the CPU."""
+    return torch.device("cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu")
 
 
 Endpoint = serve.deployment(serve.ingress()(Replica), name="Endpoint")

@@ -1,21 +1,30 @@
 """What computes on a GPU, on a device that is none: all of it is there, and the results are the CPU's."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lfm.distillation.forward_kl import ForwardKL
+from lfm.memory.grace import GRACE
 from lfm.merging.task_arithmetic import TaskArithmetic
 from lfm.merging.ties import TIES
+from lfm.retrieval.knn_lm import KNNLM
 from lfm.tuning.full import Full
 from lfm.tuning.lora import LoRA
-from operators.artifact import Model
+from operators.artifact import Dataset, Model
 from operators.distillation import FromTeacher
+from operators.engines import endpoint
+from operators.engines.consulting import engine_of
+from operators.engines.native import Sampling
+from operators.indexing import index
 from operators.learning.learner import Place
 from operators.learning.loop import Job, train
+from operators.memories import remember
 from operators.merges.engine import MERGE, SCAN, Engine, Job as Merging
 from operators.models.objectives import NextToken
+from operators.serving import probe_ids
 from operators.teaching.teachers import Teacher
 from operators.training import Training
 from operators.tuning import learner
@@ -102,6 +111,28 @@ def test_a_merge_of_files_computes_on_the_device_that_it_has(method, folders, tm
         written(replace(job, device=str(THERE), folder=tmp_path / "there"))
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("here", "there")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "memory", "datastore"])
+def test_a_replica_answers_with_the_device_that_ray_has_given_it(kept, tmp_path, monkeypatch, workspace):
+    model, data = small.saved(tmp_path / "model", seed=3), tmp_path / "data.jsonl"
+    given = {"memory": None, "datastore": None}
+    if kept == "memory":
+        data.write_text(json.dumps({"subject": "dog", "prompt": "the dog ran", "target": "over"}))
+        method = GRACE(radius=1e-3, steps=5)
+        given[kept] = remember.body(workspace, model=model, facts=Dataset(str(data)), method=method)
+    if kept == "datastore":
+        data.write_text(json.dumps({"text": "the dog ran over it"}))
+        given[kept] = index.body(workspace, model=model, data=Dataset(str(data)), method=KNNLM(k=2), length=32)
+    monkeypatch.setattr(endpoint, "given_device", lambda: THERE)
+    here, ids = engine_of(model, **given), probe_ids(model.path)
+    with elsewhere():
+        replica = endpoint.Replica(model, **given, name="tiny", about={})
+        assert {p.device for p in replica.engine.model.parameters()} == {THERE}
+        told = replica.probe(ids)
+        said = replica.engine.complete([ids[:3]], Sampling(max_tokens=4))
+    torch.testing.assert_close(torch.tensor(told), here.logits(ids))
+    assert said == here.complete([ids[:3]], Sampling(max_tokens=4))
 
 
 def written(job):
