@@ -1,14 +1,13 @@
 """Tasks -> what became of them: the only place that hands work to Ray, each piece tried once."""
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.capacity import Capacity, Node
+from cluster.capacity import Capacity
 from cluster.connect import capacity, cluster, groups, leaving
-from cluster.profile import ACCELERATOR_LABEL
 from lfm.errors import LfmError
 
 
@@ -49,12 +48,10 @@ class Pool:
 
     def __init__(self, most: Capacity | None = None) -> None:
         self._most = most
-        self._there = most
 
     def capacity(self) -> Capacity:
         """What it has now, or can have as soon as somebody asks for it."""
-        self._there = self._most or capacity()
-        return self._there
+        return self._most or capacity()
 
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""
@@ -73,7 +70,7 @@ class Pool:
         cpus: float,
         gpus: float,
         memory: float,
-        accelerator: str,
+        labels: Mapping[str, str],
     ) -> Handle:
         """Have `act(task)` done in a process of its own, somewhere.
 
@@ -85,14 +82,11 @@ class Pool:
             gpus: GPUs that are its own; with some its process ends with it, because one that lives on keeps their
                 memory.
             memory: Bytes that are its own; 0 asks for none.
-            accelerator: The kind of GPU; empty takes any. Without GPUs it gets a machine without, where some could
-                hold it.
+            labels: What Ray's node has to be labelled with.
         """
-        nodes = (self._there or self.capacity()).nodes
         options: dict[str, Any] = {"name": name, "num_cpus": cpus, "num_gpus": gpus, "memory": memory or None}
         options["scheduling_strategy"] = "DEFAULT"  # a driver that has a place of its own would share that with it
-        where = selector(nodes, cpus=cpus, gpus=gpus, memory=memory, accelerator=accelerator)
-        return _remote(fresh=gpus > 0).options(**options, label_selector=where).remote(act, task)
+        return _remote(fresh=gpus > 0).options(**options, label_selector=dict(labels)).remote(act, task)
 
     def heard(self, handles: Sequence[Handle], timeout: float) -> list[Began | Ended]:
         """What is new of some tasks, as soon as there is something, or nothing after `timeout` seconds.
@@ -121,18 +115,6 @@ def opened(address: str = "local", most: Capacity | None = None) -> Iterator[Poo
     """
     with cluster(address):
         yield Pool(most)
-
-
-def selector(nodes: Sequence[Node], *, cpus: float, gpus: float, memory: float, accelerator: str) -> dict[str, str]:
-    """The labels that a task's node must have: its kind of GPU, or none where it needs none and others could hold it.
-
-    Ray takes any node that has enough, and its autoscaler brings any such: one with GPUs for a task without.
-    """
-    if accelerator:
-        return {ACCELERATOR_LABEL: accelerator}
-    kinds = sorted({k for n in nodes for k in n.accelerators})
-    plain = [n for n in nodes if not n.gpus and n.cpus >= cpus and n.memory >= memory]
-    return {ACCELERATOR_LABEL: f"!in({','.join(kinds)})"} if kinds and plain and not gpus else {}
 
 
 def _said(handle: Handle) -> Began | Ended:

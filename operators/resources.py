@@ -8,6 +8,8 @@ from lfm.method import FIELDS, STRATEGIES, Strategy
 
 AUTO = "auto"
 """The strategy of a step for which the plan is to find one."""
+KIND = "ray.io/accelerator-type"
+"""The label of Ray that says of a node what its GPUs are."""
 
 
 class ResourcesError(FieldError):
@@ -29,6 +31,8 @@ class Resources:
         gpus_per_worker: GPUs of each, a share of one allowed.
         accelerator: The kind of device: ``cpu``, ``gpu`` or a name that Ray knows (``H100``). It is part of
             the fingerprint.
+        avoid: Kinds of GPU on whose machines no worker is put. Of a step that needs no GPU and names none these are
+            all that there are, where the machines without could hold it.
         memory: Bytes of host memory of each worker; 0 asks for no particular amount.
         out_of_memory: What is changed when it ran out of memory, before it is tried once more: ``micro_batch`` halves
             the rows that a worker holds at once, at the same global batch; ``memory`` asks for twice as much;
@@ -43,6 +47,7 @@ class Resources:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     accelerator: str = "cpu"
+    avoid: tuple[str, ...] = ()
     memory: int = 0
     out_of_memory: Literal["micro_batch", "memory", "nothing"] | None = None
     timeout: float = 0.0
@@ -61,6 +66,11 @@ class Resources:
             ),
             (self.cpus_per_worker > 0, "cpus_per_worker", "cpus_per_worker > 0"),
             (self.gpus_per_worker >= 0, "gpus_per_worker", "gpus_per_worker >= 0"),
+            (
+                not self.avoid or self.accelerator in ("cpu", "gpu"),
+                "avoid",
+                "none with an accelerator that is named",
+            ),
             (self.memory >= 0, "memory", "bytes, memory >= 0"),
             (self.out_of_memory != "memory" or self.memory > 0, "out_of_memory", "'memory' only with memory > 0"),
             (self.timeout >= 0, "timeout", "seconds, timeout >= 0"),
@@ -82,7 +92,9 @@ class Resources:
     @property
     def labels(self) -> dict[str, str]:
         """The labels in Ray that nodes of its workers must have: of machines that are still to come they are known."""
-        return {} if self.accelerator in ("cpu", "gpu") else {"ray.io/accelerator-type": self.accelerator}
+        if self.accelerator not in ("cpu", "gpu"):
+            return {KIND: self.accelerator}
+        return {KIND: f"!in({','.join(self.avoid)})"} if self.avoid else {}
 
     @property
     def device(self) -> str:

@@ -1,6 +1,7 @@
 """Task -> the cluster -> its outcome: the attempts that are under way."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,10 +47,9 @@ class Attempts:
     def __bool__(self) -> bool:
         return bool(self._open)
 
-    def start(self, task: Task, *, alone: bool) -> None:
-        """Hand a task over."""
+    def start(self, task: Task, *, alone: bool, labels: Mapping[str, str]) -> None:
+        """Hand a task over to a node with such labels."""
         asks = task.resources
-        named = asks.accelerator if asks.accelerator not in ("cpu", "gpu") else ""
         handle = self._pool.start(
             execute,
             task,
@@ -57,7 +57,7 @@ class Attempts:
             cpus=asks.cpus_per_worker if alone else 0,
             gpus=asks.gpus_per_worker if alone else 0,
             memory=asks.memory if alone else 0,
-            accelerator=named if alone else "",
+            labels=labels,
         )
         reached("driver: a step was handed to Ray")
         self._open[handle] = _Attempt(task, alone)

@@ -92,7 +92,7 @@ def nodes_in(room: Room, asks: Resources, found: Footprint | None) -> int | None
     """How many machines a step's workers take there; None where they do not fit."""
     if asks.gpus and asks.accelerator not in ("gpu", *room.accelerators):
         return None
-    if short_of(room, asks, found):
+    if room.accelerators & {*asks.avoid} or short_of(room, asks, found):
         return None
     each = ((room.cpus, asks.cpus_per_worker), (room.gpus, asks.gpus_per_worker), (room.memory, _host(asks, found)))
     held = min(int(has // needs) if math.isfinite(has) else asks.workers for has, needs in each if needs)

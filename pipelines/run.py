@@ -21,6 +21,7 @@ from pipelines.faults import reached
 from pipelines.leases import Leases
 from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
+from pipelines.placing import placed, waiting
 from pipelines.plan import Plan, PlanError, PlannedStep
 from pipelines.schedule import (
     Finish,
@@ -304,11 +305,13 @@ class _Driver:
 
     def _start(self, start: Start) -> Event:
         assert self.attempts is not None
+        assert self.capacity is not None
         step, asked = start.step, self.plan.steps[start.step]
         planned = eased(asked, start.eased)
-        task = self._task(planned)
-        self.attempts.start(task, alone=not planned.starts_workers)
-        asks = planned.resources
+        asks, alone = planned.resources, not planned.starts_workers
+        put = placed(asks, self.capacity)
+        task = self._task(replace(planned, resources=put))
+        self.attempts.start(task, alone=alone, labels=(put if alone else waiting(self.capacity)).labels)
         changed: dict[str, object] = {"memory": asks.memory} if asks != asked.resources else {}
         changed |= {k: v for k, v in planned.params.items() if v != asked.params[k]}
         return Event(

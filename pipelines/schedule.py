@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from cluster.capacity import Capacity, Node
 from operators.base import Resources
 from pipelines.failures import BUDGETS, Failure
+from pipelines.placing import held
 from pipelines.plan import Plan, PlannedStep
 from pipelines.problems import Problem
 
@@ -217,32 +218,24 @@ def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Probl
             sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
             found.append(Problem(("steps", step, "resources", "accelerator"), sentence))
         if not found and capacity.nodes:
-            held = sum(_workers_on(node, asks) for node in capacity.nodes)
-            if held < asks.workers:
-                found.append(Problem(("steps", step, "resources"), _scattered(asks, held, capacity.nodes)))
+            room = sum(held(node, asks) for node in capacity.nodes)
+            if room < asks.workers:
+                found.append(Problem(("steps", step, "resources"), _scattered(asks, room, capacity.nodes)))
         problems += found
     return problems
 
 
-def _workers_on(node: Node, asks: Resources) -> int:
-    """How many of a step's workers an empty machine could hold."""
-    if asks.accelerator not in ("cpu", "gpu", *node.accelerators):
-        return 0
-    each = ((node.cpus, asks.cpus_per_worker), (node.gpus, asks.gpus_per_worker), (node.memory, asks.memory))
-    return int(min(has // needs if has < float("inf") else asks.workers for has, needs in each if needs))
-
-
-def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
+def _scattered(asks: Resources, room: int, nodes: tuple[Node, ...]) -> str:
     """Why workers of which each has to be on one machine do not fit, although there is enough in all."""
     wants = [_counted(asks.cpus_per_worker, "CPU")]
     wants += [_counted(asks.gpus_per_worker, "GPU")] if asks.gpus else []
     wants += [f"{_sized(asks.memory)} of memory"] if asks.memory else []
-    nearest = max(nodes, key=lambda n: (_workers_on(n, asks), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
+    nearest = max(nodes, key=lambda n: (held(n, asks), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
     has = [_counted(nearest.cpus, "CPU")]
     has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
     has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []
     return (
-        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {held} of them; the "
+        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {room} of them; the "
         f"machine that comes nearest has {' and '.join(has)}. Lower it, or run it on larger machines."
     )
 

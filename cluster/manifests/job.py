@@ -17,7 +17,7 @@ class Served:
             ``lfm://RUN/STEP``.
         cpus: CPUs of its replica.
         gpus: GPUs of it.
-        accelerator: Of which kind; empty takes any.
+        labels: The labels in Ray that its node has to have, such as which GPU that has.
         memory: Bytes of host memory; 0 asks for none.
         port: Where it listens.
     """
@@ -26,7 +26,7 @@ class Served:
     inputs: Mapping[str, str]
     cpus: float = 1.0
     gpus: float = 0.0
-    accelerator: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
     memory: int = 0
     port: int = 8000
 

@@ -20,8 +20,8 @@ def serve_config(endpoint: Served, *, store: str, environment: Mapping[str, Any]
     actor: dict[str, Any] = {"num_cpus": endpoint.cpus, "num_gpus": endpoint.gpus}
     if endpoint.memory:
         actor["memory"] = endpoint.memory
-    if endpoint.accelerator:
-        actor["accelerator_type"] = endpoint.accelerator
+    if endpoint.labels:
+        actor["label_selector"] = dict(endpoint.labels)
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": endpoint.port},

@@ -159,13 +159,7 @@ class Tasks:
         import ray
 
         asks = self._resources
-        task = ray.remote(_bundle).options(
-            name=act,
-            num_cpus=asks.cpus_per_worker,
-            num_gpus=asks.gpus_per_worker or None,
-            memory=asks.memory or None,
-            max_retries=0,
-        )
+        task = ray.remote(_bundle).options(name=act, **asked(asks))
         known, code, before = ray.put(dict(found)), brought(), nodes()
         waiting = iter(enumerate(bundles))
         under_way: dict[Any, int] = {}
@@ -194,6 +188,17 @@ class Tasks:
     @property
     def _threads(self) -> int:
         return threads_of(self._resources)
+
+
+def asked(resources: Resources) -> dict[str, Any]:
+    """What Ray is told of each task; what is tried again the schedule decides, not Ray."""
+    return {
+        "num_cpus": resources.cpus_per_worker,
+        "num_gpus": resources.gpus_per_worker or None,
+        "memory": resources.memory or None,
+        "label_selector": resources.labels,
+        "max_retries": 0,
+    }
 
 
 def threads_of(resources: Resources) -> int:

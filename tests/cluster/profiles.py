@@ -105,7 +105,7 @@ def jobs(draw, profile):
         inputs={"model": f"lfm://{run}/merged", **draw(st.sampled_from([{}, {"base": "hf://x/y"}]))},
         cpus=draw(st.sampled_from([0.5, 1, 4])),
         gpus=draw(st.sampled_from([0, 0.5, 1])),
-        accelerator=draw(st.sampled_from(["", "H100"])),
+        labels=draw(st.sampled_from([{}, {"ray.io/accelerator-type": "H100"}, {"ray.io/accelerator-type": "!in(L4)"}])),
         memory=draw(st.sampled_from([0, 1 << 30])),
         port=draw(st.integers(20000, 65535)),
     )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster.manifests.rules import broken
-from cluster.profile import PLACES
+from cluster.profile import ACCELERATOR_LABEL as KIND, PLACES
 from pipelines.__main__ import COMMANDS, main
 from pipelines.profiles import read_profile, unreadable
 
@@ -153,7 +153,7 @@ def test_a_pipeline_becomes_a_job_that_goes_on_and_a_service_of_what_it_makes(fo
     parts = {"model": f"lfm://{run}/better", "base": f"lfm://{run}/base"}
     assert application["args"] == {"store": f"{folder}/nfs/lfm", "name": "helper", **parts}
     (deployment,) = application["deployments"]
-    assert deployment["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 1, "accelerator_type": "L4"}
+    assert deployment["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 1, "label_selector": {KIND: "L4"}}
 
     ports = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
     assert {"name": "serve", "containerPort": 8001} in ports

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from cluster.capacity import Capacity
 from cluster.manifests.job import Job, Served
 from cluster.manifests.rendering import documents, lacking
 from cluster.package import uri_of
@@ -16,6 +17,7 @@ from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed
 from pipelines.commands._planned import read_plan
 from pipelines.credentials import check_uri
+from pipelines.placing import placed
 from pipelines.plan import Plan
 from pipelines.problems import SpecError, near
 from pipelines.profiles import read_profile
@@ -96,13 +98,13 @@ def _job(arguments: Namespace, profile: Profile) -> Job:
         run=run,
         words=words.words,
         package=uri_of(storage.uri, package.key),
-        endpoint=_endpoint(made, run),
+        endpoint=_endpoint(made, run, profile.capacity()),
         labels=words.labels,
     )
 
 
-def _endpoint(made: Plan, run: str) -> Served | None:
-    """What a plan serves; a plan has one endpoint at most."""
+def _endpoint(made: Plan, run: str, there: Capacity) -> Served | None:
+    """What a plan serves on such machines; a plan has one endpoint at most."""
     for step in made.steps.values():
         if step.operator != "serve":
             continue
@@ -114,7 +116,7 @@ def _endpoint(made: Plan, run: str) -> Served | None:
             },
             cpus=asks.cpus_per_worker,
             gpus=asks.gpus_per_worker,
-            accelerator="" if asks.accelerator in ("cpu", "gpu") else asks.accelerator,
+            labels=placed(asks, there).labels,
             memory=asks.memory,
             port=int(str(params["port"])),
         )

@@ -1,0 +1,36 @@
+"""What a step asks for x what there is -> on which machines it may be put. Pure."""
+
+from dataclasses import replace
+
+from cluster.capacity import Capacity, Node
+from operators.resources import Resources
+
+
+def placed(asks: Resources, there: Capacity) -> Resources:
+    """The same, kept off machines with GPUs where it needs none and those without could hold all of its workers.
+
+    Ray takes any node that has enough, and its autoscaler brings any such: one with GPUs for a step without.
+    """
+    if asks.gpus or asks.avoid:
+        return asks
+    plain = [n for n in there.nodes if not n.gpus]
+    return replace(asks, avoid=kinds(there)) if sum(held(n, asks) for n in plain) >= asks.workers else asks
+
+
+def waiting(there: Capacity) -> Resources:
+    """What a process asks for that only waits for the workers that it has started: a place without GPUs."""
+    plain = any(not n.gpus for n in there.nodes)
+    return Resources(avoid=kinds(there) if plain else ())
+
+
+def kinds(there: Capacity) -> tuple[str, ...]:
+    """The kinds of GPU that there are, by their names."""
+    return tuple(sorted({kind for n in there.nodes for kind in n.accelerators}))
+
+
+def held(node: Node, asks: Resources) -> int:
+    """How many of a step's workers an empty machine could hold."""
+    if asks.accelerator not in ("cpu", "gpu", *node.accelerators) or node.accelerators & {*asks.avoid}:
+        return 0
+    each = ((node.cpus, asks.cpus_per_worker), (node.gpus, asks.gpus_per_worker), (node.memory, asks.memory))
+    return int(min(has // needs if has < float("inf") else asks.workers for has, needs in each if needs))
