@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cluster.manifests.job import runtime_env
 from cluster.profile import Profile
-from cluster.tokens import authenticated
+from cluster.tokens import authenticated, outside
 from lfm.errors import LfmError
 
 State = Literal["unknown", "pending", "running", "stopped", "succeeded", "failed"]
@@ -106,13 +106,13 @@ class Jobs:
 
         Raises:
             NoToken: The token is not where the profile says.
+            TokenInCluster: The same where a secret of Kubernetes has it.
             NoDashboard: Nothing answers, or it takes no such token.
         """
         self.profile = profile
         if not profile.dashboard:
             raise NoDashboard(profile.name, "http://HOST:8265", "the profile names no dashboard")
-        token = "env:RAY_AUTH_TOKEN" if profile.token.startswith("secret:") else profile.token
-        headers = _headers(token)
+        headers = _headers(outside(profile, os.environ))
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when Ray is imported; the header says it all
         from ray.job_submission import JobSubmissionClient
 
