@@ -93,7 +93,7 @@ class Workspace(Protocol):
         """The checkpoint that an earlier attempt at the same fingerprint kept last, or None."""
 
     def leaving(self) -> bool:
-        """Whether this machine is about to be taken away: keep what there is, and raise `Preempted`."""
+        """Whether this machine is about to be taken away, or the run to end: keep what there is, raise `Preempted`."""
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         """Make what lies at `path`, a file or a folder below `scratch`, an artifact.

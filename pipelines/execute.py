@@ -25,7 +25,7 @@ from operators.artifact import Artifact, kind_of
 from operators.catalog import Catalog
 from operators.code import Code, bring
 from operators.resources import Resources
-from operators.sharing.notices import NodeLost, Notices
+from operators.sharing.notices import NodeLost, Notices, Preempted, Stopped, recalled
 from operators.workspace import Trials
 from pipelines.failures import classify
 from pipelines.faults import reached
@@ -147,6 +147,10 @@ def _perform(task: Task, storage: Storage, unwritten: Unwritten) -> dict[str, An
         try:
             with _threads(task.resources):
                 made = verb.body(work, **arguments)
+        except Preempted as left:
+            if recalled():
+                raise Stopped(left.done, left.total) from None
+            raise
         finally:
             work.flush()  # what it measured last often says why it failed
         reached("step: body is done")

@@ -26,6 +26,16 @@ class Preempted(LfmError, RuntimeError):
         )
 
 
+class Stopped(Preempted):
+    """The same where it is the run that ends."""
+
+    def __str__(self) -> str:
+        return (
+            f"its run is about to end, expected it to go on for all {self.total} steps. What it had done after "
+            f"{self.done} is kept, and lfm resume goes on from there."
+        )
+
+
 class NodeLost(LfmError, RuntimeError):
     """A group of workers of which a machine was lost."""
 
@@ -70,7 +80,7 @@ class Notices:
         if now >= self._due and not self._leaving:
             self._due = now + ASK_S
             draining = ray._private.state.state.get_draining_nodes()
-            self._leaving = ray.get_runtime_context().get_node_id() in draining or _recalled()
+            self._leaving = ray.get_runtime_context().get_node_id() in draining or recalled()
         return self._leaving
 
 
@@ -86,7 +96,11 @@ def recall() -> Iterator[None]:
         internal_kv._internal_kv_del(_recall_key())
 
 
-def _recalled() -> bool:
+def recalled() -> bool:
+    """Whether the run to which this process belongs has asked it to end; never where there is no Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
     from ray.experimental import internal_kv
 
     return bool(internal_kv._internal_kv_exists(_recall_key()))

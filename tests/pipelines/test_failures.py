@@ -9,7 +9,7 @@ from ray.train import WorkerGroupError
 
 from lfm.errors import HyperparameterError
 from operators.learning.trainer import GroupFailed
-from operators.sharing.notices import NodeLost, Preempted
+from operators.sharing.notices import NodeLost, Preempted, Stopped
 from pipelines.execute import Terminated
 from pipelines.failures import BUDGETS, Failure, classify
 from pipelines.storage.base import StorageFailed, UnusableStore
@@ -71,6 +71,7 @@ LOST = ConnectionError("closed by peer")
         (raised(NodeLost("worker 0", "closed", ("n1",)), WorkerGroupError("some failed", {0: LOST})), NODE),
         (group({0: LOST, 1: Preempted(3, 9)}), PREEMPTION),
         (Preempted(3, 9), PREEMPTION),
+        (Stopped(3, 9), PREEMPTION),
         (preempted(), PREEMPTION),
     ],
     ids=repr,

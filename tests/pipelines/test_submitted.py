@@ -112,7 +112,9 @@ def test_it_outlives_its_submitter_ends_when_told_from_elsewhere_and_goes_on(fol
         last = history(storage, run)[-1]
         assert last.data == {"status": "interrupted", "why": "it was asked to stop"}
         assert main(["logs", run, "b", "--cluster", profile]) == 0
-        assert "it kept what it had" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "it kept what it had" in said
+        assert "failed with Stopped: its run is about to end, expected it to go on for all 2 steps." in said
 
         (tmp_path / "go").touch()
         assert main(submit) == 0
