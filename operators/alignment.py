@@ -15,7 +15,7 @@ from operators.artifact import Model
 from operators.base import operator
 from operators.data.facts import carry
 from operators.models import classifiers, networks
-from operators.models.alike import unlike
+from operators.models.alike import other_tensors
 from operators.models.changed_models import opened
 from operators.models.language_models import architecture_of, copy_settings, outline, same
 from operators.needs import unmet
@@ -61,7 +61,7 @@ def _foreseen(
 
 def _unlike(model: Model, base: Model) -> Iterator[str]:
     fix = "Align models of one architecture."
-    return unlike(f"model {model.uri!r}", model.path, "the base", base.path, fix)
+    return other_tensors(f"model {model.uri!r}", model.path, "the base", base.path, fix)
 
 
 def spec_of(folder: Path, method: Align, groups: Mapping[str, Sequence[Named]] | None) -> PermutationSpec:

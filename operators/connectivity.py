@@ -18,7 +18,7 @@ from operators.measures.accuracy import Labels, labels_told
 from operators.measures.answers import Answers
 from operators.measures.measure import SUMMARY
 from operators.models import classifiers, networks
-from operators.models.alike import unlike
+from operators.models.alike import other_tensors
 from operators.models.changed_models import opened
 from operators.models.language_models import architecture_of
 from operators.models.texts import unfit
@@ -73,7 +73,7 @@ def _unlike(ends: Sequence[Model | None], *, calibrated: bool) -> Iterator[str]:
         return
     first, second = ends
     if first is not None and second is not None:
-        yield from unlike(f"ends[1] {second.uri!r}", second.path, "ends[0]", first.path, SAME)
+        yield from other_tensors(f"ends[1] {second.uri!r}", second.path, "ends[0]", first.path, SAME)
     end = first or second
     if end is None:
         return

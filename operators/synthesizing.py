@@ -17,7 +17,7 @@ from operators.artifact import Dataset, Model, kind_of
 from operators.base import operator
 from operators.data.images import Images, write_images
 from operators.models.language_models import CALLED, architecture_of
-from operators.models.networks import is_network, labels_of, load, network_of, save, unlike
+from operators.models.networks import is_network, labels_of, load, network_of, save, tells_otherwise
 from operators.needs import unmet
 from operators.sharing.notices import Preempted
 from operators.sharing.pace import Pace
@@ -68,7 +68,7 @@ def problems(
         is_like = "batchnorm" if network_of(networks["teacher"]).batchnorm else "network"
         yield from unmet(method, architectures=[is_like], called="teacher")
     if len(networks) == 2:
-        yield from unlike(networks["teacher"], networks["student"])
+        yield from tells_otherwise(networks["teacher"], networks["student"])
 
 
 def _out_of_range(seed: int) -> Iterator[HyperparameterError]:

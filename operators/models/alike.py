@@ -7,6 +7,7 @@ from pathlib import Path
 from lfm.errors import ShapeError
 from lfm.weights import Weights
 from operators.models import classifiers, networks
+from operators.models.description import described
 from operators.models.language_models import config_of
 
 # What a config says of how parameters are used: with other values the same shapes mean something else.
@@ -16,7 +17,7 @@ DESCRIBES = (networks.KEY, "shape")  # the same in the description of a network
 
 def used_otherwise(folder: Path, other: Path) -> tuple[str, str] | None:
     """What a model says otherwise of how its tensors are used than another: what it is, and what that one's is."""
-    for found, read, fields in (("config", config_of, USES), ("lfm.json", networks.described, DESCRIBES)):
+    for found, read, fields in (("config", config_of, USES), ("lfm.json", described, DESCRIBES)):
         theirs, ours = read(folder), read(other)
         for field in fields:
             if field in theirs and field in ours and theirs[field] != ours[field]:
@@ -36,7 +37,7 @@ def other_labels(folder: Path, other: Path) -> tuple[str, str] | None:
     return f"label {number} is {got} in its config", wanted
 
 
-def unlike(where: str, folder: Path, of: str, other: Path, fix: str) -> Iterator[str]:
+def other_tensors(where: str, folder: Path, of: str, other: Path, fix: str) -> Iterator[str]:
     """What keeps two models from having every tensor in common, a clause each; reads headers only.
 
     Args:

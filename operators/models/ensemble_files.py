@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lfm.errors import LfmError
-from lfm.weight_index import parsed
-from operators.artifact import REWRITES
+from operators.models.description import described
 
 MEMBERS = "members"
 """Holds a whole model's folder for each model that answers, ``0`` and so on; of a network that was built of several
@@ -20,9 +19,8 @@ INSTEAD = "Give one of its models, or what was distilled from it."
 
 def is_ensemble(folder: Path) -> bool:
     """Whether a model's folder is one that `ensemble` wrote; not where its `lfm.json` is damaged, which others say."""
-    path = folder / REWRITES
     try:
-        return path.is_file() and (folder / "config.json").is_file() and KEY in parsed(path, path.read_bytes())
+        return (folder / "config.json").is_file() and KEY in described(folder)
     except LfmError:
         return False
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 
 from lfm.errors import LfmError
 from lfm.networks import ImageNetwork, Network
-from lfm.weights import Weights, parsed
+from lfm.weights import Weights
 from operators.artifact import REWRITES
 from operators.data.batches import IGNORED, Batch
 from operators.data.images import ImageRows, Images
 from operators.data.row_files import DatasetError
+from operators.models.description import described
 from operators.resources import Resources
 from operators.training import Training
 
@@ -33,12 +33,6 @@ class NetworkError(LfmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.folder!r} {self.what}, expected {self.allowed}. Make it again with pretrain."
-
-
-def described(folder: Path) -> Mapping[str, Any]:
-    """What `lfm.json` in a model's folder says; nothing where there is none."""
-    path = folder / REWRITES
-    return parsed(path, path.read_bytes()) if path.is_file() else {}
 
 
 def is_network(folder: Path) -> bool:
@@ -140,7 +134,7 @@ def unsplittable(network: Network, training: Training, resources: Resources) -> 
         yield f"micro_batch_size={training.micro_batch_size}, expected none. {why}: leave it out."
 
 
-def unlike(teacher: Path, student: Path) -> Iterator[str]:
+def tells_otherwise(teacher: Path, student: Path) -> Iterator[str]:
     """What a student tells or takes otherwise than its teacher, a clause each."""
     for what, of in (("tells the labels", labels_of), ("takes images of shape", shape_of)):
         told, wanted = of(student), of(teacher)

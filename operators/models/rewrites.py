@@ -14,8 +14,9 @@ from lfm import catalog
 from lfm.errors import LfmError
 from lfm.method import Method
 from lfm.rewriting import Rewrite
-from lfm.weights import Header, Weights, parsed
+from lfm.weights import Header, Weights
 from operators.artifact import REWRITES
+from operators.models.description import described
 from operators.models.ensemble_files import KEY
 
 M = TypeVar("M")
@@ -71,15 +72,14 @@ def read(folder: Path) -> Rewrites:
     return Rewrites(methods=methods, base=str(found.get("base") or ""))
 
 
-def methods_in(folder: Path, kind: type[M]) -> tuple[tuple[M, ...], dict[str, Any]]:
+def methods_in(folder: Path, kind: type[M]) -> tuple[tuple[M, ...], Mapping[str, Any]]:
     """The methods of a kind that a folder's `lfm.json` lists, and all that stands in that file.
 
     Raises:
         RewriteError: It names none, or others, or with fields that they do not have.
         WeightsError: It is no JSON object.
     """
-    path = folder / REWRITES
-    found = parsed(path, path.read_bytes())
+    found = described(folder)
     steps = found.get(KEY)
     if not isinstance(steps, list) or not steps:
         raise RewriteError(str(folder), f"has no list of {KEY!r} in its {REWRITES}", "one of methods with their fields")

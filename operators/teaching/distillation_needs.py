@@ -11,7 +11,7 @@ from operators.data.vocabulary import digest, tokens
 from operators.learning.trainer import refused
 from operators.models.ensembles import asks_several
 from operators.models.language_models import CALLED, architecture_of, head_size, num_layers
-from operators.models.networks import is_network, network_of, unlike, unsplittable
+from operators.models.networks import is_network, network_of, tells_otherwise, unsplittable
 from operators.models.texts import unfit
 from operators.needs import unmet
 from operators.resources import Resources
@@ -89,7 +89,7 @@ def _unlike(
     if student is not None and is_network(student.path):
         yield from unsplittable(network_of(student.path), training, resources)
         if teacher is not None and is_network(teacher.path):
-            yield from unlike(teacher.path, student.path)
+            yield from tells_otherwise(teacher.path, student.path)
 
 
 def _unwritten(method: Distill, data: Dataset | None) -> Iterator[str]:
