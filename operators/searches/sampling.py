@@ -78,6 +78,9 @@ def explore(
         def on_trial_error(self, *_: object, **__: object) -> None:
             heard([])
 
+    # Drivers stay with the search, whose machine has to live as long as they do: elsewhere each would be one more whose
+    # loss ends trials, and which is never idle. What they start goes where there is room. A share of a CPU would place
+    # them anywhere, and would keep a step for ever from a machine of which it asks for all CPUs.
     here = f"node:{ray.util.get_node_ip_address()}"
     optuna = course.sampler in LEARNING
     tune.Tuner(

@@ -7,6 +7,7 @@ from cluster.machines import located, up
 from cluster.profile import Profile
 from pipelines.commands._output import printed
 from pipelines.commands.clusters._places import WrongPlace
+from pipelines.interrupts import INTERRUPTED
 from pipelines.profiles import read_profile, records
 
 
@@ -26,13 +27,20 @@ def act(arguments: Namespace) -> int:
 
 
 def _local(profile: Profile, arguments: Namespace) -> int:
-    started = up(profile, records())
+    try:
+        started = up(profile, records())
+    except KeyboardInterrupt:
+        name, file = profile.name, arguments.profile
+        print(f"cluster {name} is not up yet: lfm cluster up {file} goes on, lfm cluster down {file} ends it.")
+        return INTERRUPTED
     there = located(profile, records())
     if arguments.json:
         return printed({"name": there.name, "address": there.address, "dashboard": there.dashboard, "started": started})
     print(f"cluster {there.name} is up at {there.address}, its dashboard at {there.dashboard}")
     print(f"started {', '.join(started)}" if started else "all of it was up already")
-    print(f"run on it: lfm run PIPELINE --cluster {arguments.profile}")
+    print(
+        f"run on it: lfm submit PIPELINE --cluster {arguments.profile} (lfm run does it from here, and ends with you)"
+    )
     print(f"end it:    lfm cluster down {arguments.profile}")
     return 0
 
