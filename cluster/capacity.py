@@ -1,5 +1,6 @@
 """What there is to run on: this machine's share of CPUs, GPUs and memory, read without Ray or torch."""
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+ROUNDING = 1e-9
+"""A machine with one CPU holds ten workers with a tenth each, although floats disagree; Ray counts in 1/10000."""
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -19,6 +22,27 @@ class Node:
     gpus: float = 0.0
     memory: float = float("inf")
     accelerators: frozenset[str] = frozenset()
+
+    def holds(
+        self, *, cpus: float, gpus: float = 0.0, memory: float = 0.0, accelerator: str = "cpu", avoid: Iterable[str] = ()
+    ) -> int:
+        """How many workers the empty machine could hold that each ask for so much, as Ray counts it.
+
+        Args:
+            cpus: CPUs of each, cpus > 0.
+            gpus: GPUs of each: whole ones, or a share of one, which is never of two.
+            memory: Bytes of each.
+            accelerator: The kind of GPU; ``cpu`` and ``gpu`` take any.
+            avoid: Kinds of GPU on whose machines none of them is put.
+        """
+        if accelerator not in ("cpu", "gpu", *self.accelerators) or not self.accelerators.isdisjoint(avoid):
+            return 0
+        times = [self.cpus / cpus]
+        if gpus:
+            times.append(self.gpus / gpus if gpus >= 1 else self.gpus * math.floor(1 / gpus + ROUNDING))
+        if memory:
+            times.append(self.memory / memory)
+        return math.floor(min(times) + ROUNDING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +72,12 @@ class Capacity:
             accelerators=frozenset().union(*(n.accelerators for n in found)),
             nodes=found,
         )
+
+    @property
+    def machines(self) -> tuple[Node, ...]:
+        """Each machine; where nobody has looked, all that there is as if it were one."""
+        kinds = self.accelerators or frozenset()
+        return self.nodes or (Node(cpus=self.cpus, gpus=self.gpus, memory=self.memory, accelerators=kinds),)
 
 
 def here() -> Capacity:

@@ -1,7 +1,7 @@
 """What one step asks of the cluster."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lfm.errors import FieldError
 from lfm.method import FIELDS, STRATEGIES, Strategy
@@ -88,6 +88,17 @@ class Resources:
     def grouped(self) -> bool:
         """Whether processes of their own do the work, instead of the step's."""
         return self.workers > 1 or self.strategy != "single"
+
+    @property
+    def each(self) -> dict[str, Any]:
+        """What one worker asks for, as a machine is asked how many it holds (`cluster.capacity.Node.holds`)."""
+        return {
+            "cpus": self.cpus_per_worker,
+            "gpus": self.gpus_per_worker,
+            "memory": self.memory,
+            "accelerator": self.accelerator,
+            "avoid": self.avoid,
+        }
 
     @property
     def labels(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from cluster.profile import GIB, HEAD, Profile
 from lfm.method import STRATEGIES, Strategy
 from operators.footprint import PROCESS, Footprint
@@ -44,6 +44,11 @@ class Room:
     max_nodes: int = 1
     min_nodes: int = 0
     idle_s: float = 0.0
+
+    @property
+    def node(self) -> Node:
+        """What each has to give."""
+        return Node(cpus=self.cpus, gpus=self.gpus, memory=self.memory, accelerators=self.accelerators)
 
 
 def rooms_of(profile: Profile) -> list[Room]:
@@ -90,12 +95,9 @@ def rooms_at(capacity: Capacity) -> list[Room]:
 
 def nodes_in(room: Room, asks: Resources, found: Footprint | None) -> int | None:
     """How many machines a step's workers take there; None where they do not fit."""
-    if asks.gpus and asks.accelerator not in ("gpu", *room.accelerators):
+    if short_of(room, asks, found):
         return None
-    if room.accelerators & {*asks.avoid} or short_of(room, asks, found):
-        return None
-    each = ((room.cpus, asks.cpus_per_worker), (room.gpus, asks.gpus_per_worker), (room.memory, _host(asks, found)))
-    held = min(int(has // needs) if math.isfinite(has) else asks.workers for has, needs in each if needs)
+    held = room.node.holds(**{**asks.each, "memory": _host(asks, found)})
     needed = math.ceil(asks.workers / held) if held else room.max_nodes + 1
     return needed if needed <= room.max_nodes else None
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cluster.capacity import Capacity, Node
+from cluster.capacity import Capacity
 from operators.resources import Resources
 
 
@@ -14,7 +14,7 @@ def placed(asks: Resources, there: Capacity) -> Resources:
     if asks.gpus or asks.avoid:
         return asks
     plain = [n for n in there.nodes if not n.gpus]
-    return replace(asks, avoid=kinds(there)) if sum(held(n, asks) for n in plain) >= asks.workers else asks
+    return replace(asks, avoid=kinds(there)) if sum(n.holds(**asks.each) for n in plain) >= asks.workers else asks
 
 
 def waiting(there: Capacity) -> Resources:
@@ -26,11 +26,3 @@ def waiting(there: Capacity) -> Resources:
 def kinds(there: Capacity) -> tuple[str, ...]:
     """The kinds of GPU that there are, by their names."""
     return tuple(sorted({kind for n in there.nodes for kind in n.accelerators}))
-
-
-def held(node: Node, asks: Resources) -> int:
-    """How many of a step's workers an empty machine could hold."""
-    if asks.accelerator not in ("cpu", "gpu", *node.accelerators) or node.accelerators & {*asks.avoid}:
-        return 0
-    each = ((node.cpus, asks.cpus_per_worker), (node.gpus, asks.gpus_per_worker), (node.memory, asks.memory))
-    return int(min(has // needs if has < float("inf") else asks.workers for has, needs in each if needs))

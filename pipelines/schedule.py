@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from cluster.capacity import Capacity, Node
 from operators.base import Resources
 from pipelines.failures import BUDGETS, Failure
-from pipelines.placing import held
 from pipelines.plan import Plan, PlannedStep
 from pipelines.problems import Problem
 
@@ -218,19 +217,19 @@ def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Probl
             sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
             found.append(Problem(("steps", step, "resources", "accelerator"), sentence))
         if not found and capacity.nodes:
-            room = sum(held(node, asks) for node in capacity.nodes)
-            if room < asks.workers:
-                found.append(Problem(("steps", step, "resources"), _scattered(asks, room, capacity.nodes)))
+            held = sum(node.holds(**asks.each) for node in capacity.nodes)
+            if held < asks.workers:
+                found.append(Problem(("steps", step, "resources"), _scattered(asks, held, capacity.nodes)))
         problems += found
     return problems
 
 
-def _scattered(asks: Resources, room: int, nodes: tuple[Node, ...]) -> str:
+def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
     """Why workers of which each has to be on one machine do not fit, although there is enough in all."""
     wants = [_counted(asks.cpus_per_worker, "CPU")]
     wants += [_counted(asks.gpus_per_worker, "GPU")] if asks.gpus else []
     wants += [f"{_sized(asks.memory)} of memory"] if asks.memory else []
-    nearest = max(nodes, key=lambda n: (held(n, asks), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
+    nearest = max(nodes, key=lambda n: (n.holds(**asks.each), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
     has = [_counted(nearest.cpus, "CPU")]
     has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
     has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []

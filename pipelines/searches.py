@@ -1,13 +1,15 @@
 """A step that searches -> the steps that its trials run, with other values, and what is wrong with these. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.capacity import Capacity
 from lfm.errors import LfmError
 from lfm.method import Method
 from operators.base import Operator
 from operators.catalog import Catalog
+from operators.resources import Resources
 from operators.searches.space import Dimension, Space, Stop
 from pipelines.changes import vary
 from pipelines.problems import Places, Problem, near, shown
@@ -36,6 +38,28 @@ def repeated(name: str, spec: Spec, verb: Operator[Any]) -> tuple[str, ...]:
     """The steps that a step runs again, as its inputs name them."""
     given = (spec.steps[name].inputs.get(edge) for edge in verb.repeats)
     return tuple(n for reference in given if reference is not None for n in names_in(reference) if n in spec.steps)
+
+
+def differing(trial: Spec, fields: Iterable[str]) -> dict[str, set[str]]:
+    """The steps of a trial that make something else where fields have other values, each with those fields.
+
+    Args:
+        trial: What a trial runs.
+        fields: What is varied, as ``STEP.FIELD``.
+    """
+    varied_at = {field: field.partition(".")[0] for field in fields}
+    below = {n: needed(trial, n) for n in trial.steps}
+    found = {n: {f for f, step in varied_at.items() if step in below[n]} for n in trial.steps}
+    return {n: decided for n, decided in found.items() if decided}
+
+
+def room(asked: Iterable[Resources], there: Capacity) -> int:
+    """For how many of the largest of some steps there is room at once; their drivers take none."""
+
+    def times(asks: Resources) -> int:
+        return sum(node.holds(**asks.each) for node in there.machines) // asks.workers
+
+    return max(1, min(map(times, asked), default=1))
 
 
 def space_problems(name: str, spec: Spec, catalog: Catalog) -> Iterator[Problem]:

@@ -18,7 +18,6 @@ from lfm.errors import LfmError
 from operators.artifact import KINDS
 from operators.catalog import Catalog
 from operators.code import Code
-from operators.resources import Resources
 from operators.workspace import Heard, Outcome
 from pipelines.beginning import started
 from pipelines.changes import written
@@ -29,7 +28,7 @@ from pipelines.plan import Plan, PlanError, of_run, plan
 from pipelines.problems import Places
 from pipelines.profiles import profile_of
 from pipelines.run import LOOK_S, POLL_S, Watch, run as drive
-from pipelines.searches import part, repeated, varied
+from pipelines.searches import differing, part, repeated, room, varied
 from pipelines.spec import Spec, build, dump
 from pipelines.storage.base import Storage
 from pipelines.storage.opening import open_storage
@@ -91,8 +90,7 @@ class Repeated:
     def at_once(self, fields: Iterable[str]) -> int:
         """How many trials that differ in these fields the cluster has room for."""
         spec = self._spec()
-        changed = {f.partition(".")[0] for f in fields}
-        asked = [s.resources for n, s in spec.steps.items() if changed & {*part(spec, (n,)).steps}]
+        asked = [spec.steps[n].resources for n in differing(spec, fields)]
         return room(asked, self._most() or capacity())
 
     def run(self, changes: Mapping[str, Any], *, step: str = "", heard: Heard | None = None) -> Outcome:
@@ -218,16 +216,6 @@ def shared(most: Capacity | None = None) -> Iterator[Pool]:
 
 def _failed(error: LfmError) -> Event:
     return Event("finished", data={"status": "failed", "why": str(error)}, time=time.time())
-
-
-def room(asked: Sequence[Resources], there: Capacity) -> int:
-    """For how many of the largest of some steps there is room at once; their drivers take none."""
-
-    def times(asks: Resources) -> int:
-        each = ((there.cpus, asks.cpus), (there.gpus, asks.gpus), (there.memory, asks.workers * asks.memory))
-        return int(min(has // needs for has, needs in each if needs))
-
-    return max(1, min(map(times, asked), default=1))
 
 
 def outcome(storage: Storage, name: str, names: Mapping[str, str]) -> Outcome | None:

@@ -34,3 +34,32 @@ def test_devices_are_read_off_the_driver(tmp_path, monkeypatch):
     assert capacity.here().gpus == 1
     monkeypatch.setattr(capacity, "DRIVER", tmp_path / "nothing")
     assert (capacity.here().gpus, capacity.here().accelerators) == (0, frozenset())
+
+
+H100 = {"accelerators": frozenset({"H100"})}
+
+
+@pytest.mark.parametrize(
+    ("node", "asks", "workers"),
+    [
+        ({"cpus": 8}, {"cpus": 3}, 2),
+        ({"cpus": 1}, {"cpus": 0.1}, 10),  # floats say 9
+        ({"cpus": 0.3}, {"cpus": 0.1}, 3),  # floats say 2
+        ({"cpus": 8, "memory": 10}, {"cpus": 1, "memory": 4}, 2),
+        ({"cpus": 8, "memory": 3}, {"cpus": 1, "memory": 4}, 0),
+        ({"cpus": 8, "gpus": 2, **H100}, {"cpus": 1, "gpus": 1, "accelerator": "gpu"}, 2),
+        ({"cpus": 8, "gpus": 2, **H100}, {"cpus": 1, "gpus": 0.5, "accelerator": "H100"}, 4),
+        ({"cpus": 8, "gpus": 2, **H100}, {"cpus": 1, "gpus": 0.6, "accelerator": "gpu"}, 2),  # no share of two GPUs
+        ({"cpus": 8, "gpus": 2, **H100}, {"cpus": 1, "gpus": 1, "accelerator": "L4"}, 0),
+        ({"cpus": 8, "gpus": 2, **H100}, {"cpus": 1}, 8),
+        ({"cpus": 8}, {"cpus": 1, "gpus": 1, "accelerator": "gpu"}, 0),
+    ],
+)
+def test_a_machine_holds_as_many_workers_as_its_scarcest_part(node, asks, workers):
+    assert capacity.Node(**node).holds(**asks) == workers
+
+
+def test_where_nobody_has_looked_all_is_one_machine():
+    two = [capacity.Node(cpus=2, memory=4), capacity.Node(cpus=3, memory=5)]
+    assert capacity.Capacity.of(two).machines == tuple(two)
+    assert capacity.Capacity(cpus=5, gpus=0, memory=9).machines == (capacity.Node(cpus=5, memory=9),)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from lfm.merging.ties import TIES
 from operators.artifact import Dataset, Model
 from operators.catalog import Catalog
@@ -14,10 +14,9 @@ from operators.searches.space import Dimension, Objective
 from operators.searching import search
 from pipelines.lineage import find_run, runs, trial_name, trials
 from pipelines.plan import plan, survey
-from pipelines.searches import part, varied
+from pipelines.searches import differing, part, room, varied
 from pipelines.spec import load, parsed, trace
 from pipelines.text import Text
-from pipelines.trials import room
 from tests.pipelines.searched import OWN, PIPELINE
 from tests.pipelines.test_plan import Eyes
 
@@ -196,6 +195,15 @@ def test_there_is_room_for_as_many_trials_as_the_largest_step_lets():
     assert room([Resources(memory=30)], there) == 3
     assert room([Resources(workers=9)], there) == 1  # which waits, or is refused, as in any run
     assert room([], there) == 1
+    scattered = Capacity.of([Node(cpus=3), Node(cpus=3), Node(cpus=1)])
+    assert room([Resources(cpus_per_worker=2)], scattered) == 2  # the seventh CPU and two others are no room for one
+    assert room([Resources(cpus_per_worker=2, workers=2)], scattered) == 1
+
+
+def test_a_step_differs_by_the_fields_that_are_varied_of_it_and_of_what_it_needs():
+    trial = part(spec(), ("part", "score"))
+    assert differing(trial, ["part.by", "score.wanted"]) == {"part": {"part.by"}, "score": {"part.by", "score.wanted"}}
+    assert {*differing(trial, ["base.at"])} == {"base", "part", "score"}
 
 
 def test_trials_are_runs_that_no_list_of_runs_has(store):
