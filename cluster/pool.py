@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.capacity import Capacity
 from cluster.connect import capacity, cluster, groups, leaving
+from cluster.profile import GROUP_LABEL
 from lfm.errors import LfmError
 
 
@@ -28,10 +29,11 @@ Handle = Any
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A task has its place and works."""
+    """A task has its place and works: on a node, of a group; the group is empty where its node is of none."""
 
     handle: Handle
     node: str
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _said(handle: Handle) -> Began | Ended:
         raise ClusterLost(str(error).strip().partition("\n")[0].rstrip(".")) from error
     except ray.exceptions.RayError as error:
         return Ended(handle, error=error)
-    return Began(handle, value) if kind == "began" else Ended(handle, value)
+    return Began(handle, *value) if kind == "began" else Ended(handle, value)
 
 
 @functools.cache
@@ -141,5 +143,6 @@ def _told(act: Callable[[Any], Any], task: Any) -> Generator[tuple[str, Any], No
     """`act(task)` in a task's process."""
     import ray
 
-    yield "began", ray.get_runtime_context().get_node_id()
+    here = ray.get_runtime_context()
+    yield "began", (here.get_node_id(), here.get_node_labels().get(GROUP_LABEL, ""))
     yield "answer", act(task)

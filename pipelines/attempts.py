@@ -21,6 +21,7 @@ class _Attempt:
         alone: Whether it does its work in its own process, which then has the step's resources.
         began: When it got its place; None while it waits for one.
         node: Where that is.
+        group: The node group of that; empty where it is of none.
         late: Whether it was ended from here because it took too long, and did not end itself.
     """
 
@@ -28,6 +29,7 @@ class _Attempt:
     alone: bool
     began: float | None = None
     node: str = ""
+    group: str = ""
     late: bool = False
 
     def over(self, now: float) -> float:
@@ -68,7 +70,8 @@ class Attempts:
         said = self._pool.heard(tuple(self._open), timeout)
         for one in said:
             if isinstance(one, Began):
-                self._open[one.handle] = replace(self._open[one.handle], began=time.monotonic(), node=one.node)
+                began = replace(self._open[one.handle], began=time.monotonic(), node=one.node, group=one.group)
+                self._open[one.handle] = began
         self._end_late_ones()
         return [self._outcome(one) for one in said if isinstance(one, Ended)]
 
@@ -82,9 +85,11 @@ class Attempts:
     def _outcome(self, ended: Ended) -> tuple[Task, dict[str, Any]]:
         attempt = self._open.pop(ended.handle)
         reached("driver: a step has answered")
+        # What the workers are on that a step starts beside its own process is not known here.
+        where = {"group": attempt.group} if attempt.alone and attempt.group else {}
         if ended.error is not None:  # the process died; whatever a step raises comes as an answer
-            return attempt.task, self._died(attempt, ended.error)
-        answer: dict[str, Any] = ended.answer
+            return attempt.task, {**self._died(attempt, ended.error), **where}
+        answer: dict[str, Any] = {**ended.answer, **where}
         if self._left.intersection(answer.get("nodes", ())):
             answer["class"] = Failure.PREEMPTION.value
         return attempt.task, answer

@@ -203,7 +203,7 @@ def heavy(
             yield Problem(("steps", name, "resources"), said)
 
 
-Source = Literal["earlier runs", "operations", ""]
+Source = Literal["earlier runs", "operations", "trials", ""]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

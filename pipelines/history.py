@@ -1,14 +1,16 @@
-"""Journals -> how long steps took in earlier runs, by what they were."""
+"""Journals -> how long steps took in earlier runs, by what they were; and what one run took, its trials' too."""
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pipelines.lineage import by_driver, history, runs
+from pipelines.lineage import Event, by_driver, history, runs, trials
 from pipelines.spec import names_in
-from pipelines.storage.base import Storage
+from pipelines.storage.base import Storage, at_once
+from pipelines.usage import Usage, usage
 
 LOOKED_AT = 50
 """The newest runs: what is older was mostly another version."""
@@ -60,3 +62,11 @@ def taken(storage: Storage) -> dict[str, list[float]]:
                 if event.kind == "commit" and event.step in known:
                     found[known[event.step]].append(float(event.data["seconds"]))
     return dict(found)
+
+
+def used(storage: Storage, run: str, events: Sequence[Event], now: float = 0.0) -> Usage | None:
+    """What a run took, as `usage` has it; its trials are read where it searches."""
+    searches = any(s["operator"] == "search" for own in by_driver(events) for s in own[0].data["steps"].values())
+    names = trials(storage, run) if searches and any(own[0].data.get("profile") for own in by_driver(events)) else []
+    found = dict(zip(names, at_once(partial(history, storage), names), strict=True))
+    return usage(events, {name: said for name, said in found.items() if said}, now)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from cluster.profile import HEAD, Profile
 from pipelines.lineage import Event, by_driver
 from pipelines.problems import Problem
+from pipelines.usage import HOUR_S, spans
 
-HOUR_S = 3600.0
 DRAIN_S = 30.0
 
 
@@ -70,7 +70,7 @@ class Budget:
 
 
 def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0) -> Spent:
-    """What the events of a run tell: from one ``nodes`` event to the next there were so many machines.
+    """What the events of a run tell of all its drivers.
 
     Args:
         events: All of one run.
@@ -80,13 +80,8 @@ def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0) ->
     so_far = Spent()
     drivers = by_driver(events)
     for own in drivers:
-        moments = [*own[1:], Event("now", time=now)] if now and own is drivers[-1] else own[1:]
-        since = own[0].time
-        nodes: dict[str, float] = {}
-        for event in moments:
-            so_far = so_far.after(max(0.0, event.time - since), nodes, profile)
-            since = max(since, event.time)
-            nodes = dict(event.data["nodes"]) if event.kind == "nodes" else nodes
+        for span in spans(own, now if own is drivers[-1] else 0.0):
+            so_far = so_far.after(span.seconds, span.counts, profile)
     return so_far
 
 

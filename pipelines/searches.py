@@ -1,7 +1,8 @@
 """A step that searches -> the steps that its trials run, with other values, and what is wrong with these. Pure."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.capacity import Capacity
@@ -10,8 +11,8 @@ from lfm.method import Method
 from operators.base import Operator
 from operators.catalog import Catalog
 from operators.resources import Resources
-from operators.searches.space import Dimension, Space, Stop
-from pipelines.changes import vary
+from operators.searches.space import Dimension, Space, Stop, active, fulfilled
+from pipelines.changes import vary, written as written_in
 from pipelines.problems import Places, Problem, near, shown
 from pipelines.spec import Draft, Spec, build, dump, names_in, needed
 
@@ -60,6 +61,64 @@ def room(asked: Iterable[Resources], there: Capacity) -> int:
         return sum(node.holds(**asks.each) for node in there.machines) // asks.workers
 
     return max(1, min(map(times, asked), default=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repetition:
+    """What a search will run again, as far as its text tells.
+
+    Attributes:
+        trials: How many trials there are at the most.
+        at_once: How many of them run at the same time.
+        times: How often each step is made again that differs between trials, at the most: what two trials have in
+            common is computed once. The pipeline as it is written is no part of it; its steps run before the search.
+        needs: The others of these steps that each needs.
+        shared: The steps that all trials have in common, which run before the search and never again.
+        max_s: Seconds after which none goes on; infinite without a limit.
+        early: Whether some are ended early.
+    """
+
+    trials: int
+    at_once: int
+    times: Mapping[str, int]
+    needs: Mapping[str, tuple[str, ...]]
+    shared: tuple[str, ...]
+    max_s: float
+    early: bool
+
+
+def repetition(name: str, spec: Spec, catalog: Catalog, there: Capacity) -> Repetition:
+    """What a step that searches repeats on some cluster."""
+    verb = catalog.operator(spec.steps[name].operator)
+    given: Mapping[str, Any] = spec.steps[name].params
+    space: Space = _arguments(name, spec, verb)["space"]
+    trial = part(spec, repeated(name, spec, verb))
+    fields = differing(trial, space)
+    trials = min(given["num_trials"], _points(space)) if given["sampler"] == "grid" else given["num_trials"]
+    written = _holds(space, trial, catalog)
+    drawn = trials - (written and given["sampler"] != "random")  # which draws that point by chance alone
+    times = {n: max(0, min(drawn, _points({f: space[f] for f in by}) - written)) for n, by in fields.items()}
+    fits = room([trial.steps[n].resources for n in fields], there)
+    return Repetition(
+        trials=int(trials),
+        at_once=int(min(given["concurrency"] or fits, trials)),
+        times={n: int(most) for n, most in times.items()},
+        needs={n: tuple(o for o in trial.steps if o in needed(trial, n) & {*fields} - {n}) for n in fields},
+        shared=tuple(n for n in trial.steps if n not in fields),
+        max_s=given["max_hours"] * 3600 or math.inf,
+        early=given["stop"] is not None,
+    )
+
+
+def _points(space: Space) -> float:
+    """How many there are; infinite where a dimension has no end of values."""
+    return math.prod(math.inf if d.values is None else len(d.values) for d in space.values())
+
+
+def _holds(space: Space, trial: Spec, catalog: Catalog) -> bool:
+    """Whether the pipeline as it is written is a point of the space, so that one of the trials is known before."""
+    written = active(space, written_in(dump(trial), space, catalog))
+    return all(space[k].holds(written.get(k)) for k in space if fulfilled(space[k], written))
 
 
 def space_problems(name: str, spec: Spec, catalog: Catalog) -> Iterator[Problem]:

@@ -2,9 +2,10 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cluster.capacity import Capacity, here
 from cluster.connect import NoCluster, cluster
@@ -14,8 +15,21 @@ from lfm.method import STRATEGIES, Strategy
 from operators.catalog import Catalog
 from operators.code import bring
 from operators.engines.ports import LAST_PORT, PortBusy, check_port
+from operators.resources import Resources
 from pipelines.beginning import described, inputs_of
-from pipelines.estimates import Estimate, Room, Total, estimate, heavy, rooms_at, rooms_of, settled, total
+from pipelines.estimates import (
+    Estimate,
+    Room,
+    Total,
+    estimate,
+    heavy,
+    nodes_in,
+    plain,
+    rooms_at,
+    rooms_of,
+    settled,
+    total,
+)
 from pipelines.execute import memory_of
 from pipelines.files import opened
 from pipelines.footprints import Footprints
@@ -23,10 +37,12 @@ from pipelines.history import shapes as shapes_of, taken
 from pipelines.inputs.inspector import Looks
 from pipelines.limits import Limits, senseless
 from pipelines.lineage import Event
-from pipelines.plan import Plan, PlanError, pinned, survey, trains
+from pipelines.plan import Plan, PlanError, PlannedStep, pinned, survey, trains
 from pipelines.problems import Problem, unknown_step
 from pipelines.profiles import unreadable
+from pipelines.repeated import TrialsEstimate, trials_estimate
 from pipelines.schedule import infeasible
+from pipelines.searches import Repetition, repeated, repetition
 from pipelines.spec import Draft, Spec, StepSpec, needed
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
 from pipelines.storage.opening import open_storage
@@ -111,10 +127,24 @@ def _settled(
     return replace(spec, steps=steps), problems
 
 
-def estimated(
-    made: Plan, storage: Storage, profile: Profile, state: Mapping[str, str]
-) -> tuple[dict[str, Estimate], Total]:
-    """What each step of a plan will take on the machines of a profile, and all together.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foreseen:
+    """What a plan will take on the machines of a profile: each step, all together, and the trials of searches."""
+
+    steps: Mapping[str, Estimate]
+    total: Total
+    searches: Mapping[str, TrialsEstimate]
+    profile: Profile
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What a journal keeps of it."""
+        said = {"cost": self.total.cost, "currency": self.profile.currency, "cluster": self.profile.name}
+        return {"steps": {n: plain(one) for n, one in self.steps.items()}, "total": {**asdict(self.total), **said}}
+
+
+def estimated(made: Plan, storage: Storage, profile: Profile, state: Mapping[str, str]) -> Foreseen:
+    """What a plan will take.
 
     Args:
         made: The plan.
@@ -126,11 +156,49 @@ def estimated(
     footprints = Footprints(made.spec, inspector_of(storage), catalog)
     shapes = shapes_of({n: described(made, n) for n in made.steps}, inputs_of(made))
     earlier, rooms = taken(storage), rooms_of(profile)
-    each = {
-        n: estimate(state[n], s.resources, footprints.of(n), rooms, earlier.get(shapes[n], ()))
-        for n, s in made.steps.items()
-    }
-    return each, total(each, {n: s.needs for n, s in made.steps.items()}, profile)
+
+    def one(name: str, state: str) -> Estimate:
+        return estimate(state, made.steps[name].resources, footprints.of(name), rooms, earlier.get(shapes[name], ()))
+
+    each = {n: one(n, state[n]) for n in made.steps}
+    searches = {}
+    for name, again in repetitions(made, profile.capacity, catalog).items():
+        if state[name] == "stored":
+            continue
+        alone = {n: one(n, "runs") for n in made.steps if n in again.times}
+        packed = {n: _packed(made.steps[n].resources, e, again.at_once, rooms) for n, e in alone.items()}
+        searches[name] = trials_estimate(again, alone, packed)
+        each[name] = searches[name].together
+    whole = total(each, {n: s.needs for n, s in made.steps.items()}, profile)
+    return Foreseen(steps=each, total=whole, searches=searches, profile=profile)
+
+
+def _packed(asks: Resources, one: Estimate, times: int, rooms: Sequence[Room]) -> int:
+    """On how many machines a step is that runs several times at once."""
+    room = next((r for r in rooms if r.name == one.room), None)
+    found = None if room is None else nodes_in(room, replace(asks, workers=times * asks.workers), one.footprint)
+    return found or times * one.nodes
+
+
+def repetitions(made: Plan, there: Callable[[], Capacity], catalog: Catalog | None = None) -> dict[str, Repetition]:
+    """What each step of a plan repeats that does; `there` is asked for the cluster only where one does."""
+    catalog = catalog or Catalog(bring(made.spec.code))
+    found = [n for n in made.steps if repeated(n, made.spec, catalog.operator(made.steps[n].operator))]
+    return {n: repetition(n, made.spec, catalog, there()) for n in found}
+
+
+def prospects(made: Plan, storage: Storage, *, hashed: bool = True) -> dict[str, str]:
+    """What becomes of each step: ``stored``, ``runs``, ``runs (effect)``, or ``unknown`` until inputs are hashed."""
+    stored = Store(storage).hits(s.fingerprint for s in made.steps.values() if s.fingerprint)
+    return {n: _prospect(s, stored, hashed=hashed) for n, s in made.steps.items()}
+
+
+def _prospect(step: PlannedStep, stored: Collection[str], *, hashed: bool) -> str:
+    if step.effect:
+        return "runs (effect)"
+    if not step.fingerprint and not hashed:  # a run hashes its inputs
+        return "unknown"
+    return "stored" if step.fingerprint in stored else "runs"
 
 
 def found_in(

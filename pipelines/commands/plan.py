@@ -1,8 +1,9 @@
 """`lfm plan`: say what a run would do."""
 
+import math
 from argparse import Namespace
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -11,12 +12,13 @@ from cluster.profile import GIB, Profile
 from operators.resources import Resources
 from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed, shown
-from pipelines.commands._planned import estimated, read_plan
+from pipelines.commands._planned import Foreseen, capacity_at, estimated, prospects, read_plan, repetitions
 from pipelines.estimates import Estimate, Range, Total, plain
-from pipelines.plan import PlannedStep
+from pipelines.plan import Plan
 from pipelines.profiles import read_profile
+from pipelines.repeated import TrialsEstimate, repetition_plain
+from pipelines.searches import Repetition
 from pipelines.spec import names_in
-from pipelines.store import Store
 from pipelines.view import seconds, without_fingerprint
 
 
@@ -24,14 +26,12 @@ def act(arguments: Namespace) -> int:
     """Say what a run would do."""
     profile = read_profile(arguments.cluster) if arguments.cluster else None
     made, storage = read_plan(arguments, profile=profile)
-    stored = Store(storage).hits(s.fingerprint for s in made.steps.values() if s.fingerprint)
-    state = {n: _prospect(s, stored, hashed=not arguments.no_hash) for n, s in made.steps.items()}
+    state = prospects(made, storage, hashed=not arguments.no_hash)
     foreseen = None if profile is None else estimated(made, storage, profile, state)
+    there = partial(capacity_at, arguments.address) if profile is None else profile.capacity
+    again = {n: one for n, one in repetitions(made, there).items() if state[n] != "stored"}
     if arguments.json:
-        each = {} if foreseen is None else {n: {"estimate": plain(one)} for n, one in foreseen[0].items()}
-        steps = {n: {**described(made, n), "state": state[n], **each.get(n, {})} for n in made.steps}
-        all_of_it = {} if foreseen is None or profile is None else {"total": _sum(foreseen[1], profile)}
-        return printed({"name": made.spec.name, "inputs": inputs_of(made), "steps": steps, **all_of_it})
+        return printed({"name": made.spec.name, "inputs": inputs_of(made), **_json(made, state, again, foreseen)})
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("step", "operator", "method", "takes", "makes", "asks", "state", "fingerprint"):
         rows.add_column(column)
@@ -41,11 +41,15 @@ def act(arguments: Namespace) -> int:
         rows.add_row(name, step.operator, method, takes, step.kind, _asks(step.resources), state[name],
                      step.fingerprint[:12] or "none")  # fmt: skip
     shown(rows)
-    if foreseen is not None and profile is not None:
+    if foreseen is not None:
         print()
-        shown(_estimates(foreseen[0], profile))
-        print(_said(foreseen[1], profile))
+        shown(_estimates(foreseen.steps, foreseen.profile))
+        print(_said(foreseen.total, foreseen.profile))
         print()
+    for name, one in again.items():
+        print(f"search {name}: {_repeated(one)}")
+        if foreseen is not None:
+            print(f"  {_trials(foreseen.searches[name], foreseen.profile)}")
     for line in without_fingerprint({n: described(made, n) for n in made.steps}):
         print(line)
     for name, artifact in made.inputs.items():
@@ -53,12 +57,18 @@ def act(arguments: Namespace) -> int:
     return 0
 
 
-def _prospect(step: PlannedStep, stored: Collection[str], *, hashed: bool) -> str:
-    if step.effect:
-        return "runs (effect)"
-    if not step.fingerprint and not hashed:  # a run hashes its inputs
-        return "unknown"
-    return "stored" if step.fingerprint in stored else "runs"
+def _json(
+    made: Plan, state: Mapping[str, str], again: Mapping[str, Repetition], foreseen: Foreseen | None
+) -> dict[str, Any]:
+    """Each step, with what is foreseen of it, and all together."""
+    known = {} if foreseen is None else foreseen.json
+    steps = {n: {**described(made, n), "state": state[n]} for n in made.steps}
+    for name, said in known.get("steps", {}).items():
+        steps[name]["estimate"] = said
+    for name, one in again.items():
+        trial = {} if foreseen is None else {"estimate": plain(foreseen.searches[name].each)}
+        steps[name]["trials"] = {**repetition_plain(one), **trial}
+    return {"steps": steps, **({"total": known["total"]} if known else {})}
 
 
 def _asks(resources: Resources) -> str:
@@ -101,9 +111,27 @@ def _said(total: Total, profile: Profile) -> str:
     return f"total: {_span(total.seconds)}, {_money(total.cost)} {profile.currency} ({parts}){least}"
 
 
-def _sum(total: Total, profile: Profile) -> dict[str, Any]:
-    """The same as JSON."""
-    return {**asdict(total), "cost": total.cost, "currency": profile.currency, "cluster": profile.name}
+def _repeated(one: Repetition) -> str:
+    """How many trials a search makes, and of what."""
+    times = ", ".join(f"{most} x {name}" for name, most in one.times.items())
+    early = ", some ended early" if one.early else ""
+    limit = f" within {seconds(one.max_s)}" if math.isfinite(one.max_s) else ""
+    once = f"; not again: {', '.join(one.shared)}" if one.shared else ""
+    return (
+        f"{one.trials} trials{limit}, {one.at_once} at once, which make at the most {times or 'nothing'}{early}{once}"
+    )
+
+
+def _trials(found: TrialsEstimate, profile: Profile) -> str:
+    """What one of them takes, and all."""
+    each, every = found.each, found.together
+    sizes = ((each.host[0], "memory"), (each.device[0], "a GPU"))
+    memory = "".join(f", {_gib(size)} of {what}" for size, what in sizes if size)
+    least = f", without {', '.join(found.unknown)}, of which nothing is known" if found.unknown else ""
+    return (
+        f"each {_span(each.seconds)}, {_money(each.cost)} {profile.currency}{memory}; "
+        f"together {_span(every.seconds)}, {_money(every.cost)} {profile.currency}{least}"
+    )
 
 
 def _gib(size: float) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from pipelines.commands._output import printed, shown
 from pipelines.commands._stored import storage_in
 from pipelines.lineage import by_driver, history, runs, states, status, worked
+from pipelines.usage import usage
 from pipelines.view import heard, seconds
 
 
@@ -22,6 +23,8 @@ def act(arguments: Namespace) -> int:
         said = status(storage, name, events)
         now = states(events, events[0].data["steps"])
         began = by_driver(events)[-1][0].data
+        until = time.time() if said == "running" else 0.0
+        spent = usage(events, now=until)  # what each step had of it makes no difference to the sum
         finished = sum(s.state in ("done", "reused") for s in now.values())
         found.append(
             {
@@ -29,19 +32,25 @@ def act(arguments: Namespace) -> int:
                 "status": said,
                 "began": events[0].time,
                 "ended": events[-1].time,
-                "seconds": worked(events, time.time() if said == "running" else 0.0),
+                "seconds": worked(events, until),
                 "steps": len(now),
                 "finished": finished,
                 "priority": began.get("priority", 0),
                 "labels": began.get("labels", {}),
+                "cost": None if spent is None else spent.whole.cost,
+                "currency": "" if spent is None else spent.currency,
             }
         )
     if arguments.json:
         return printed(found)
     rows = Table("run", "status", "began", "took", "steps", box=None, pad_edge=False, header_style="bold")
+    if any(one["cost"] is not None for one in found):
+        rows.add_column("cost", justify="right")
     for one in found:
         when = f"{datetime.fromtimestamp(one['began']):%Y-%m-%d %H:%M}"
         took = seconds(one["seconds"])
-        rows.add_row(one["run"], one["status"], when, took, f"{one['finished']}/{one['steps']}")
+        cost = "" if one["cost"] is None else f"{one['cost']:.2f} {one['currency']}"
+        cells = (one["run"], one["status"], when, took, f"{one['finished']}/{one['steps']}", cost)
+        rows.add_row(*cells[: len(rows.columns)])
     shown(rows)
     return 0

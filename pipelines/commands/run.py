@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +17,7 @@ from lfm.errors import LfmError
 from pipelines import stops
 from pipelines.beginning import started
 from pipelines.commands._output import printed
-from pipelines.commands._planned import read_plan
+from pipelines.commands._planned import estimated, prospects, read_plan
 from pipelines.commands._stored import profile_in
 from pipelines.limits import Budget, Limits, Spent, spent
 from pipelines.lineage import Event, Journal, begun, history, new_run, states
@@ -130,6 +130,7 @@ def drive_to_end(
     budget = _budget(arguments, profile, storage, journal.run)
     made = of_run(made, journal.run)
     until = getattr(arguments, "until", "")
+    foreseen = {} if profile is None else {"estimate": _foreseen(made, storage, profile, forced)}
     first = started(
         made,
         journal.run,
@@ -139,6 +140,7 @@ def drive_to_end(
         until=until,
         address=arguments.address,
         **_accounts(arguments, profile),
+        **foreseen,
     )
     with Mirrored(storage, journal.run, mlflow) as mirror, view(made, storage, json_follows=arguments.json) as show:
 
@@ -180,6 +182,12 @@ def _accounts(arguments: Namespace, profile: Profile | None) -> dict[str, Any]:
         "package": package_here(),
     }
     return {name: value for name, value in told.items() if value}
+
+
+def _foreseen(made: Plan, storage: Storage, profile: Profile, forced: Collection[str]) -> dict[str, Any]:
+    """What the plan says that the run will take, so that it can be seen beside what it took."""
+    state = {n: "runs" if n in forced else said for n, said in prospects(made, storage).items()}
+    return estimated(made, storage, profile, state).json
 
 
 def _ended(run: str, said: str, storage: Storage, made: Plan, arguments: Namespace) -> int:

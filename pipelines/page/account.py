@@ -1,13 +1,15 @@
 """Store -> everything that the page says of a run, read once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.ancestry import Ancestor, ancestry, recorded
+from pipelines.history import used
 from pipelines.lineage import Event, by_driver, history, served, sessions, status
 from pipelines.storage.base import at_once
 from pipelines.store import Store
+from pipelines.usage import Span, Usage, foreseen, spans
 from pipelines.view import heard, measured
 
 ENDS = {"commit": "done", "fail": "failed"}
@@ -78,15 +80,6 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
-    """A time in which a cluster had as many machines of each node group, the head besides."""
-
-    began: float
-    ended: float
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
     """A run.
 
@@ -98,6 +91,8 @@ class Account:
         steps: By name, in an order in which they could run.
         ancestors: What the last artifact came from.
         machines: How many there were from when to when; nothing where nobody has counted them.
+        usage: What it took of these; None where nobody knows what machines there were.
+        foreseen: What its plan foresaw, as `pipelines.usage.foreseen` has it.
     """
 
     run: str
@@ -110,6 +105,8 @@ class Account:
     steps: Mapping[str, Step]
     ancestors: Sequence[Ancestor]
     machines: Sequence[Span] = ()
+    usage: Usage | None = None
+    foreseen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> Mapping[str, Mapping[str, str]]:
@@ -142,15 +139,10 @@ def account(store: Store, run: str, *, now: float) -> Account:
         now=until,
         steps=steps,
         ancestors=_ancestors(store, run, last) if last is not None else (),
-        machines=tuple(span for own in drivers for span in _spans(own, until if own is drivers[-1] else 0.0)),
+        machines=tuple(span for own in drivers for span in spans(own, until if own is drivers[-1] else 0.0)),
+        usage=used(store.storage, run, events, until),
+        foreseen=foreseen(events),
     )
-
-
-def _spans(own: Sequence[Event], now: float) -> Iterator[Span]:
-    """What one driver has counted, each until it counted anew or ended."""
-    told = [e for e in own if e.kind == "nodes"]
-    for event, after in zip(told, [*(e.time for e in told[1:]), now or own[-1].time], strict=False):
-        yield Span(began=event.time, ended=after, counts=event.data["nodes"])
 
 
 def in_order(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from pipelines.page.ancestry import ancestors
 from pipelines.page.curves import curves
 from pipelines.page.graph import graph, lit
 from pipelines.page.intervals import gates
-from pipelines.page.machines import machines
+from pipelines.page.machines import machines, node_hours
 from pipelines.page.markup import Markup, element, joined
 from pipelines.page.results import delivered, evaluated, facts
 from pipelines.page.scales import took
@@ -20,6 +20,7 @@ from pipelines.page.states import badge, icons, word
 from pipelines.page.steps import details, failures
 from pipelines.page.style import STYLE
 from pipelines.page.timeline import timeline
+from pipelines.usage import Usage
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the browser, too, lets nothing else in
 
@@ -106,6 +107,7 @@ def _header(name: str, account: Account, titles: list[str]) -> Markup:
                 ("as of", _moment(account.now) if account.now else None),
                 ("resumed", _times(len(account.sessions) - 1)),
                 ("served", took(account.served) if account.served else None),
+                ("cost", _cost(account.usage)),
                 ("steps", counts),
                 ("lfm", account.started["version"]),
                 ("store", element("code", account.store, class_="path")),
@@ -117,6 +119,11 @@ def _header(name: str, account: Account, titles: list[str]) -> Markup:
             aria_label="On this page",
         ),
     )
+
+
+def _cost(used: Usage | None) -> str | None:
+    cost = None if used is None else used.whole.cost
+    return None if used is None or cost is None else f"{cost:.2f} {used.currency}"
 
 
 def _times(count: int) -> str:
@@ -157,6 +164,7 @@ SECTIONS: dict[str, Callable[[Account], Markup | None]] = {
     "Registered and served": delivered,
     "Timeline": timeline,
     "Machines": machines,
+    "Node-hours": node_hours,
     "Curves": lambda account: curves([s for s in account.steps.values() if not _drawn(s)]),
     "Steps": details,
     "Ancestry": ancestors,

@@ -1,5 +1,6 @@
-"""Account -> how many machines there were: a row for each node group, as high as their number at each time."""
+"""Account -> how many machines there were, as high as their number at each time; and who had how much of them."""
 
+from pipelines.costs import Row as Costs, heads, rows
 from pipelines.page.account import Account
 from pipelines.page.markup import Markup, element
 from pipelines.page.scales import took
@@ -38,3 +39,30 @@ def _row(group: str, account: Account, axis: Axis) -> Markup:
         element("td", element("div", bars, class_="track", role="img", aria_label="; ".join(told))),
         element("td", most, class_="number"),
     )
+
+
+def node_hours(account: Account) -> Markup | None:
+    """What each step took beside what was foreseen, then what idled, the head and all; None where nobody knows."""
+    if account.usage is None:
+        return None
+    head = [element("th", name, scope="col", class_="number" if i else None) for i, name in
+            enumerate(heads(account.usage))]  # fmt: skip
+    return element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", element("th", "step", scope="col"), head)),
+            element("tbody", [_costs(row) for row in rows(tuple(account.steps), account.usage, account.foreseen)]),
+            class_="costs",
+        ),
+        class_="scroll fit",
+        tabindex="0",
+        role="region",
+        aria_label="Node-hours, scrolls",
+    )
+
+
+def _costs(row: Costs) -> Markup:
+    name = element("a", row.what, href=f"#step-{row.what}") if row.step else row.what
+    cells = [element("td", text, class_="number" if i else None) for i, text in enumerate(row.cells)]
+    return element("tr", element("th", name, scope="row"), cells, class_=None if row.step else "besides")

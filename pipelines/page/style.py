@@ -35,7 +35,8 @@ p, ul, dl, dd, figure { margin: 0; padding: 0; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; border-radius: 3px; }
-code, .name, .names a, .verb, .digest, .ancestry .role, .timeline th a, .intervals caption a, .failures > li > a {
+code, .name, .names a, .verb, .digest, .ancestry .role, .timeline th a, .costs th a, .intervals caption a,
+.failures > li > a {
   font-family: var(--mono); font-size: 12.5px;
 }
 .digest { display: inline-block; max-width: 12ch; overflow: hidden; vertical-align: bottom; color: var(--muted);
@@ -111,6 +112,12 @@ small { display: block; color: var(--muted); font-size: 11.5px; font-weight: 400
 .evaluations thead th.set { color: var(--text); font-size: 13px; }
 .evaluations thead tr + tr th.set { color: var(--muted); font-size: 12px; }
 b { font-weight: 650; }
+.costs th, .costs td { padding: 4px 16px; white-space: nowrap; }
+.costs tbody tr { border-top: 1px solid var(--line); }
+.costs .number:nth-child(even) { color: var(--muted); }
+.costs .besides th { color: var(--muted); }
+.costs tr:not(.besides) + .besides { border-top: 1px solid var(--strong); }
+.costs .besides:last-child { font-weight: 600; }
 
 .search + .search { margin-top: 28px; }
 .search h3 { font-weight: 500; }

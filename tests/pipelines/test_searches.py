@@ -1,5 +1,7 @@
 """What a plan says of a search: about its space, the steps that it repeats, and what its fingerprint covers."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.capacity import Capacity, Node
@@ -12,9 +14,11 @@ from operators.merging import merge
 from operators.resources import Resources
 from operators.searches.space import Dimension, Objective
 from operators.searching import search
+from pipelines.estimates import Estimate
 from pipelines.lineage import find_run, runs, trial_name, trials
 from pipelines.plan import plan, survey
-from pipelines.searches import differing, part, room, varied
+from pipelines.repeated import trials_estimate
+from pipelines.searches import differing, part, repetition, room, varied
 from pipelines.spec import load, parsed, trace
 from pipelines.text import Text
 from tests.pipelines.searched import OWN, PIPELINE
@@ -198,6 +202,60 @@ def test_there_is_room_for_as_many_trials_as_the_largest_step_lets():
     scattered = Capacity.of([Node(cpus=3), Node(cpus=3), Node(cpus=1)])
     assert room([Resources(cpus_per_worker=2)], scattered) == 2  # the seventh CPU and two others are no room for one
     assert room([Resources(cpus_per_worker=2, workers=2)], scattered) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "trials", "at_once", "times", "early"),
+    [
+        # One dimension has no end, so that all six differ; what is written is the first of them, and known.
+        ((), 6, 2, {"part": 5, "score": 5}, False),
+        (("found.sampler=random",), 6, 2, {"part": 6, "score": 6}, False),  # draws that point by chance alone
+        (("part.by=0.1",), 6, 2, {"part": 6, "score": 6}, False),  # what is written lies outside
+        (("found.concurrency=0",), 6, 6, {"part": 5, "score": 5}, False),
+        (("found.concurrency=0", "score.resources.cpus_per_worker=3"), 6, 2, {"part": 5, "score": 5}, False),
+        (("found.num_trials=1", "found.max_hours=2"), 1, 1, {"part": 0, "score": 0}, False),
+        # Of few values there are few results, whoever draws how often; what follows differs by what it needs too.
+        (("found.space={part.times: {choice: [1, 2]}, score.wanted: {integer: [3, 4]}}",), 6, 2,
+         {"part": 1, "score": 3}, False),
+        (("found.space={part.times: {choice: [2, 4]}}", "found.sampler=grid"), 2, 2, {"part": 2, "score": 2}, False),
+        (("found.space={score.wanted: {uniform: [1, 4]}}",), 6, 2, {"score": 5}, False),
+        (("found.stop={step: part, measure: away, first: 1, last: 64}",), 6, 2, {"part": 5, "score": 5}, True),
+    ],
+)  # fmt: skip
+def test_a_plan_knows_what_trials_will_make(changes, trials, at_once, times, early):
+    found = repetition("found", spec(*changes), CATALOG, Capacity(cpus=7, gpus=0))
+    assert (found.trials, found.at_once, found.times, found.early) == (trials, at_once, times, early)
+    assert {*found.shared} == {"base", "part", "score"} - {*times}
+    assert found.needs["score"] == (("part",) if "part" in times else ())
+    assert found.max_s == (7200 if "found.max_hours=2" in changes else float("inf"))
+
+
+def foreseen(low, high, nodes=1, price=1.0):
+    return Estimate(state="runs", room="cpu", nodes=nodes, seconds=(low, high), cost=(low * price, high * price),
+                    host=(nodes * 5.0, 0.0))  # fmt: skip
+
+
+def test_what_trials_have_in_common_is_paid_for_once():
+    again = repetition("found", spec("found.concurrency=2"), CATALOG, Capacity(cpus=8, gpus=0))
+    again = replace(again, times={"part": 3, "score": 5})
+    steps = {"part": foreseen(10, 20, nodes=2), "score": foreseen(1, 2)}
+    found = trials_estimate(again, steps, {"part": 4, "score": 2})
+    assert (found.each.seconds, found.each.cost, found.each.host[0]) == ((11, 22), (11, 22), 10)
+    # Two at once: two rows of the three that differ in the first, three of the five in the second.
+    assert (found.together.seconds, found.together.cost) == ((23, 46), (35, 70))
+    assert (found.together.nodes, found.together.source) == (4, "trials")
+    packed = trials_estimate(again, steps, {"part": 2, "score": 1})  # two at once on the machines of one
+    assert (packed.each.cost, packed.together.cost, packed.together.seconds) == ((5.5, 11), (17.5, 35), (23, 46))
+
+    early = trials_estimate(replace(again, early=True), steps, {"part": 4, "score": 2})
+    assert (early.together.seconds, early.together.cost) == ((11, 46), (11, 70))
+    soon = trials_estimate(replace(again, max_s=23), steps, {"part": 4, "score": 2})
+    assert (soon.together.seconds, soon.together.cost) == ((23, 23), (35, 35))
+    unknown = replace(steps["part"], seconds=None, cost=None)
+    half = trials_estimate(again, {**steps, "part": unknown}, {"part": 4, "score": 2})
+    assert (half.unknown, half.each.seconds, half.together.cost) == (("part",), (1, 2), (5, 10))
+    nothing = trials_estimate(again, {"part": unknown}, {"part": 4})
+    assert (nothing.each.seconds, nothing.together.seconds, nothing.together.cost) == (None, None, None)
 
 
 def test_a_step_differs_by_the_fields_that_are_varied_of_it_and_of_what_it_needs():
