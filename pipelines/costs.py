@@ -25,6 +25,7 @@ class Row:
         hours_foreseen: The same, before it ran; None where nobody knew.
         cost: In the run's currency; None where no machine has a price.
         cost_foreseen: The same, before it ran.
+        least: Whether what was foreseen is without steps of which nobody knew how long they take.
     """
 
     what: str
@@ -34,12 +35,13 @@ class Row:
     hours_foreseen: Span | None
     cost: float | None
     cost_foreseen: Span | None
+    least: bool = False
 
     @property
     def cells(self) -> tuple[str, ...]:
         """As a table has it after the first column; what nobody knows is empty."""
-        known = (_text(self.hours), _range(self.hours_foreseen))
-        priced = () if self.cost is None else (_text(self.cost), _range(self.cost_foreseen))
+        known = (_text(self.hours), _range(self.hours_foreseen, self.least))
+        priced = () if self.cost is None else (_text(self.cost), _range(self.cost_foreseen, self.least))
         return (", ".join(self.groups), *known, *priced)
 
 
@@ -53,18 +55,20 @@ def rows(steps: Sequence[str], used: Usage, foreseen: Mapping[str, Any]) -> Iter
     """
     each: Mapping[str, Mapping[str, Any]] = foreseen.get("steps", {})
     whole: Mapping[str, Any] = foreseen.get("total", {})
-    nothing = Line(cost=None if used.head.cost is None else 0.0)
     for name in steps:
         said = each.get(name, {})
         if name in used.steps or said.get("group"):
-            yield _row(name, used.steps.get(name, nothing), _hours(said), said.get("cost"), step=True)
-    yield _row("idle", used.idle, None, whole.get("idle"))
+            yield _row(name, used.of(name), _hours(said), said.get("cost"), step=True)
+    least = bool(whole.get("unknown"))
     seconds: Span | None = whole.get("seconds")
-    yield _row(HEAD, used.head, seconds and [s / HOUR_S for s in seconds], whole.get("head"))
-    yield _row("all", used.whole, None, whole.get("cost"))
+    yield _row("idle", used.idle, None, whole.get("idle"), least=least)
+    yield _row(HEAD, used.head, seconds and [s / HOUR_S for s in seconds], whole.get("head"), least=least)
+    yield _row("all", used.whole, None, whole.get("cost"), least=least)
 
 
-def _row(what: str, line: Line, hours: Span | None, cost: Span | None, *, step: bool = False) -> Row:
+def _row(
+    what: str, line: Line, hours: Span | None, cost: Span | None, *, step: bool = False, least: bool = False
+) -> Row:
     there = tuple(sorted(g for g, spent in line.hours.items() if spent and g != HEAD))
     return Row(
         what=what,
@@ -74,6 +78,7 @@ def _row(what: str, line: Line, hours: Span | None, cost: Span | None, *, step: 
         hours_foreseen=hours,
         cost=line.cost,
         cost_foreseen=cost,
+        least=least,
     )
 
 
@@ -114,12 +119,13 @@ def plain_usage(used: Usage | None) -> dict[str, Any]:
 
 
 def _text(value: float) -> str:
-    """Two digits after the point, or two that are not 0."""
-    return f"{value:.2f}" if value >= 0.1 or not value else f"{value:.2g}"
+    return "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
-def _range(of: Span | None) -> str:
+def _range(of: Span | None, least: bool) -> str:
     if of is None:
         return ""
     low, high = map(_text, of)
+    if least:
+        return f"{low} or more"
     return low if low == high else f"{low} to {high}"

@@ -78,6 +78,10 @@ class Usage:
     head: Line
     currency: str
 
+    def of(self, step: str) -> Line:
+        """A step's line: nothing where it held nothing."""
+        return self.steps.get(step, Line(cost=None if self.head.cost is None else 0.0))
+
     @property
     def whole(self) -> Line:
         """All of it."""

@@ -168,14 +168,16 @@ def estimated(made: Plan, storage: Storage, profile: Profile, state: Mapping[str
         alone = {n: one(n, "runs") for n in made.steps if n in again.times}
         packed = {n: _packed(made.steps[n].resources, e, again.at_once, rooms) for n, e in alone.items()}
         searches[name] = trials_estimate(again, alone, packed)
-        each[name] = searches[name].together
+        if searches[name].together.seconds is not None or each[name].seconds is None:
+            most = next((r.max_nodes for r in rooms if r.name == searches[name].together.room), 0)
+            each[name] = replace(searches[name].together, nodes=min(searches[name].together.nodes, most))
     whole = total(each, {n: s.needs for n, s in made.steps.items()}, profile)
     return Foreseen(steps=each, total=whole, searches=searches, profile=profile)
 
 
 def _packed(asks: Resources, one: Estimate, times: int, rooms: Sequence[Room]) -> int:
-    """On how many machines a step is that runs several times at once."""
-    room = next((r for r in rooms if r.name == one.room), None)
+    """On how many machines a step is that runs several times at once, if there are as many where it runs alone."""
+    room = next((replace(r, max_nodes=times * one.nodes) for r in rooms if r.name == one.room), None)
     found = None if room is None else nodes_in(room, replace(asks, workers=times * asks.workers), one.footprint)
     return found or times * one.nodes
 

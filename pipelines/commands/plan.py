@@ -113,18 +113,20 @@ def _said(total: Total, profile: Profile) -> str:
 
 def _repeated(one: Repetition) -> str:
     """How many trials a search makes, and of what."""
-    times = ", ".join(f"{most} x {name}" for name, most in one.times.items())
-    early = ", some ended early" if one.early else ""
     limit = f" within {seconds(one.max_s)}" if math.isfinite(one.max_s) else ""
-    once = f"; not again: {', '.join(one.shared)}" if one.shared else ""
+    early = ", some of which are ended early" if one.early else ""
+    times = ", ".join(f"{most} x {name}" for name, most in one.times.items() if most)
+    more = f"; besides the steps above they make at the most {times}" if times else "; they make nothing new"
     return (
-        f"{one.trials} trials{limit}, {one.at_once} at once, which make at the most {times or 'nothing'}{early}{once}"
+        f"{one.trials} trials, {one.at_once} at once{limit}{early}{more}, and share {', '.join(one.shared) or 'none'}"
     )
 
 
 def _trials(found: TrialsEstimate, profile: Profile) -> str:
     """What one of them takes, and all."""
     each, every = found.each, found.together
+    if each.seconds is None:
+        return f"how long {', '.join(found.unknown)} take, nobody knows"
     sizes = ((each.host[0], "memory"), (each.device[0], "a GPU"))
     memory = "".join(f", {_gib(size)} of {what}" for size, what in sizes if size)
     least = f", without {', '.join(found.unknown)}, of which nothing is known" if found.unknown else ""

@@ -17,7 +17,7 @@ from pipelines.lineage import find_run, history, served, states, status, worked
 from pipelines.page.account import account
 from pipelines.page.document import document, write
 from pipelines.store import Store
-from pipelines.usage import Line, Usage, foreseen
+from pipelines.usage import Usage, foreseen
 from pipelines.view import failure, heard, row, seconds, table, without_fingerprint
 
 
@@ -75,5 +75,5 @@ def act(arguments: Namespace) -> int:
 
 def _costs(step: str, spent: Usage | None, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What a step took of machines and what was foreseen of that, where it is known."""
-    took = {} if spent is None else {"took": plain_line(spent.steps.get(step, Line()))}
+    took = {} if spent is None else {"took": plain_line(spent.of(step))}
     return {**took, **({"estimate": plan["steps"][step]} if step in plan.get("steps", {}) else {})}

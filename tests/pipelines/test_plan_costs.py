@@ -98,6 +98,44 @@ def test_what_a_store_remembers_of_such_a_step_is_its_time(typed, tmp_path):
     assert (again["source"], again["seconds"]) == ("earlier runs", [30.0, 30.0])
 
 
+SEARCH = """
+  measured: {operator: evaluate, inputs: {model: merged, data: {text: text}}, params: {length: 32}}
+  found:
+    operator: search
+    inputs: {result: merged, judged: measured}
+    params:
+      space: {tuned.learning_rate: {choice: [0.01, 0.1]}, merged.weights: {choice: [[1, 1], [1, 2], [1, 3]]}}
+      objectives: [{on: text, measure: loss, direction: minimize}]
+      sampler: random
+      num_trials: 4
+"""
+
+
+def test_a_plan_says_what_the_trials_of_a_search_take_and_that_others_share_them(typed, tmp_path, capsys):
+    (tmp_path / "costs.yaml").write_text(PIPELINE.replace("BASE", "base") + SEARCH.removeprefix("\n"))
+    plan = json.loads(typed("--json", memory=64)[1])
+    steps = {name: step["estimate"] for name, step in plan["steps"].items()}
+    trials = plan["steps"]["found"]["trials"]
+    assert (trials["trials"], trials["times"]) == (4, {"tuned": 2, "merged": 4, "measured": 4})
+    assert (trials["shared"], trials["early"], trials["max_s"]) == (["again"], False, None)
+    # Merging starts no workers here and asks for one CPU; two machines have eight.
+    assert trials["at_once"] == 4
+    assert trials["estimate"]["seconds"] == steps["tuned"]["seconds"]
+    # Four at once on one machine, which two of them train on.
+    each = trials["estimate"]["cost"]
+    assert each == pytest.approx([c / 4 for c in steps["tuned"]["cost"]])
+    assert steps["found"]["cost"] == pytest.approx([2 * c for c in each])
+    assert (steps["found"]["source"], steps["found"]["nodes"]) == ("trials", 1)
+    assert plan["total"]["steps"][0] == pytest.approx(steps["tuned"]["cost"][0] + steps["found"]["cost"][0])
+
+    out = typed()[1]
+    line = "search found: 4 trials, 4 at once; besides the steps above they make at the most "
+    assert f"{line}2 x tuned, 4 x merged, 4 x measured, and share again\n  each " in out
+    assert "without merged, measured, of which nothing is known" in out
+    assert main(["plan", "costs.yaml", "--set", "again.resources.strategy=ddp", "--set", "found.concurrency=3"]) == 0
+    assert "search found: 4 trials, 3 at once; besides" in capsys.readouterr().out
+
+
 def test_machines_without_the_memory_are_refused_by_name(typed):
     code, out, err = typed(memory=0.5)
     assert (code, out) == (2, "")

@@ -128,3 +128,15 @@ def test_it_outlives_its_submitter_ends_when_told_from_elsewhere_and_goes_on(fol
 
     assert main(["logs", run, "--cluster", profile]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("run done")
+    assert main(["show", run, "--cluster", profile, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    ends = {e.step: e.data for e in history(storage, run) if e.kind == "commit"}
+    assert {n: end["group"] for n, end in ends.items()} == {"a": "cpu", "b": "cpu"}
+    for step in ("a", "b"):
+        assert said["steps"][step]["estimate"]["group"] == "cpu"
+        assert said["steps"][step]["took"]["hours"]["cpu"] > 0
+    whole, parts = said["took"]["all"]["hours"], [said["took"][n]["hours"] for n in ("head", "idle")]
+    parts += [s["took"]["hours"] for s in said["steps"].values()]
+    assert whole == pytest.approx({g: sum(p.get(g, 0.0) for p in parts) for g in whole})
+    assert main(["show", run, "--cluster", profile]) == 0
+    assert "what it took  machines" in capsys.readouterr().out
