@@ -1,8 +1,11 @@
 """Task -> the cluster -> its outcome: the attempts that are under way."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 from cluster.pool import Began, Ended, Handle, Pool
@@ -22,7 +25,6 @@ class _Attempt:
         began: When it got its place; None while it waits for one.
         node: Where that is.
         group: The node group of that; empty where it is of none.
-        late: Whether it was ended from here because it took too long, and did not end itself.
     """
 
     task: Task
@@ -30,12 +32,12 @@ class _Attempt:
     began: float | None = None
     node: str = ""
     group: str = ""
-    late: bool = False
 
-    def over(self, now: float) -> float:
-        """For how many seconds it has worked longer than it may; less than 0 where it may go on."""
+    @property
+    def until(self) -> float:
+        """The time up to which it may work."""
         limit = self.task.resources.timeout
-        return now - self.began - limit if limit and self.began is not None else -1.0
+        return self.began + limit if limit and self.began is not None else math.inf
 
 
 class Attempts:
@@ -44,6 +46,8 @@ class Attempts:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._open: dict[Handle, _Attempt] = {}
+        self._ends: list[tuple[float, int, Handle]] = []  # when those whose time is limited are ended, the next first
+        self._counted = count()
         self._left: frozenset[str] = frozenset()  # nodes that were said to be taken away
 
     def __bool__(self) -> bool:
@@ -70,16 +74,18 @@ class Attempts:
         said = self._pool.heard(tuple(self._open), timeout)
         for one in said:
             if isinstance(one, Began):
-                began = replace(self._open[one.handle], began=time.monotonic(), node=one.node, group=one.group)
-                self._open[one.handle] = began
+                known = self._open[one.handle]
+                attempt = replace(known, began=time.monotonic(), node=one.node, group=one.group)
+                self._open[one.handle] = attempt
+                if attempt.until < math.inf:
+                    heappush(self._ends, (attempt.until + GRACE_S, next(self._counted), one.handle))
         self._end_late_ones()
         return [self._outcome(one) for one in said if isinstance(one, Ended)]
 
     def _end_late_ones(self) -> None:
-        now = time.monotonic()
-        for handle, attempt in self._open.items():
-            if not attempt.late and attempt.over(now) > GRACE_S:
-                self._open[handle] = replace(attempt, late=True)
+        while self._ends and self._ends[0][0] < time.monotonic():
+            _, _, handle = heappop(self._ends)
+            if handle in self._open:
                 self._pool.end(handle)
 
     def _outcome(self, ended: Ended) -> tuple[Task, dict[str, Any]]:
@@ -96,7 +102,7 @@ class Attempts:
 
     def _died(self, attempt: _Attempt, error: BaseException) -> dict[str, Any]:
         failure, sentence = classify(error), str(error).strip().partition("\n")[0]
-        if failure == Failure.OTHER and attempt.over(time.monotonic()) >= 0:
+        if failure == Failure.OTHER and time.monotonic() >= attempt.until:
             failure = Failure.TIMEOUT
             sentence = f"took longer than {attempt.task.resources.timeout:g} s and was ended"
         elif failure == Failure.NODE and attempt.node in self._left:

@@ -1,6 +1,7 @@
 """Plan x Profile x Footprints x History -> what each step takes, where, for how long and for how much. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -79,7 +80,7 @@ def rooms_at(capacity: Capacity) -> list[Room]:
         kinds = capacity.accelerators or frozenset()
         whole = Room(name="here", cpus=capacity.cpus, memory=capacity.memory, gpus=capacity.gpus, accelerators=kinds)
         return [whole]
-    each = {n: capacity.nodes.count(n) for n in capacity.nodes}
+    each = Counter(capacity.nodes)
     return [
         Room(
             name=f"machine {i + 1}",

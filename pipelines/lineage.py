@@ -356,34 +356,52 @@ class StepState:
 STATES = {"start": "running", "reuse": "reused", "commit": "done", "fail": "failed"}
 
 
-def states(events: Iterable[Event], steps: Iterable[str], *, live: bool = True) -> dict[str, StepState]:
-    """Each step's state after `events`; what still runs after them was interrupted where no driver lives."""
-    found = {s: StepState() for s in steps}
-    heard = 0.0
-    for event in events:
-        old = found.get(event.step)
+class Standing:
+    """Each step's state, kept up with the events of a run.
+
+    Attributes:
+        steps: The states, by step.
+    """
+
+    def __init__(self, steps: Iterable[str]) -> None:
+        self.steps = {s: StepState() for s in steps}
+        self._heard = 0.0  # when the last event was
+
+    def add(self, event: Event) -> None:
+        """Take an event in."""
+        old = self.steps.get(event.step)
         if event.kind in ("started", "finished"):  # whatever still ran ended with its driver
-            ended = event.time if event.kind == "finished" else heard
-            found = {n: _interrupted(s, ended) for n, s in found.items()}
+            self.interrupt(event.time if event.kind == "finished" else self._heard)
         elif old is None:
             pass
         elif event.kind == "wait" or (event.kind, old.state) == ("reuse", "done"):  # done by an earlier driver
-            found[event.step] = replace(old, data={**old.data, **event.data})
+            self.steps[event.step] = replace(old, data={**old.data, **event.data})
         elif event.kind in STATES:
-            found[event.step] = StepState(
+            self.steps[event.step] = StepState(
                 state=STATES[event.kind],
                 attempts=old.attempts + (event.kind == "start"),
                 began=event.time if event.kind in ("start", "reuse") else old.began,
                 ended=event.time if event.kind != "start" else 0.0,
                 data={**old.data, **event.data},
             )
-        heard = event.time
-    return found if live else {n: _interrupted(s, heard) for n, s in found.items()}
+        self._heard = event.time
+
+    def interrupt(self, ended: float | None = None) -> None:
+        """Nobody drives the run any more, since then or since it was heard of last: what still ran is interrupted."""
+        at = self._heard if ended is None else ended
+        self.steps = {
+            n: replace(s, state="interrupted", ended=at) if s.state == "running" else s for n, s in self.steps.items()
+        }
 
 
-def _interrupted(step: StepState, ended: float) -> StepState:
-    """What becomes of a step when nobody drives its run any more."""
-    return replace(step, state="interrupted", ended=ended) if step.state == "running" else step
+def states(events: Iterable[Event], steps: Iterable[str], *, live: bool = True) -> dict[str, StepState]:
+    """Each step's state after `events`; what still runs after them was interrupted where no driver lives."""
+    found = Standing(steps)
+    for event in events:
+        found.add(event)
+    if not live:
+        found.interrupt()
+    return found.steps
 
 
 def status(storage: Storage, run: str, events: Sequence[Event]) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -23,19 +22,7 @@ from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
 from pipelines.placing import placed, waiting
 from pipelines.plan import Plan, PlanError, PlannedStep
-from pipelines.schedule import (
-    Finish,
-    Progress,
-    Refuse,
-    Reuse,
-    Start,
-    Wait,
-    decide,
-    eased,
-    given_up,
-    infeasible,
-    reusable,
-)
+from pipelines.schedule import Finish, Outlook, Progress, Refuse, Reuse, Start, Wait, eased, infeasible
 from pipelines.spec import Reference
 from pipelines.storage.base import StorageFailed
 from pipelines.store import Store
@@ -99,14 +86,14 @@ class _Driver:
         budget: Budget,
     ) -> None:
         self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
-        self.budgets = budgets
+        self.forced = forced
         self.budget, self.spent = budget, budget.before
         self.nodes: dict[str, int] = {}  # machines by group, since `counted`
         self.counted = time.monotonic()
         self.made: dict[str, Artifact] = dict(plan.inputs)
         found = store.hits(s.fingerprint for s in plan.steps.values())
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
-        self.progress = Progress(stored=frozenset(found), forced=forced)
+        self.progress = Outlook(plan, Progress(stored=frozenset(found), forced=forced), budgets=budgets)
         self.leases = Leases(store.storage, journal.run)
         self.due: list[tuple[float, Start]] = []  # what was decided and waits
         self.waits: dict[str, float] = {}  # since when a step waits for a cluster that could hold it
@@ -123,7 +110,7 @@ class _Driver:
             stack.callback(self.leases.give_all_back)
             try:
                 while True:
-                    decisions = decide(self.plan, self.progress, self.capacity, budgets=self.budgets)
+                    decisions = self.progress.decide(self.capacity)
                     finish = [d for d in decisions if isinstance(d, Finish)]
                     if finish:
                         self._record(happened)
@@ -196,7 +183,7 @@ class _Driver:
         now = time.monotonic()
         new = [d for d in decisions if isinstance(d, Wait) and d.step not in self.waits]
         self.waits = {d.step: self.waits.get(d.step, now) for d in decisions}
-        self.progress = replace(self.progress, waited={s: now - since for s, since in self.waits.items()})
+        self.progress.waited = {s: now - since for s, since in self.waits.items()}
         return [
             *(Event("wait", d.step, {"why": d.why}) for d in new),
             *(self._refused(d) for d in decisions if isinstance(d, Refuse)),
@@ -213,12 +200,12 @@ class _Driver:
         for start in starts:
             step = self.plan.steps[start.step]
             holder = self._holder(step)
-            if reusable(step, self.progress):
+            if self.progress.reusable(step):
                 continue
             if not holder:
                 ours.append(start)
                 continue
-            self.progress = replace(self.progress, elsewhere=self.progress.elsewhere | {step.name})
+            self.progress.leave(step.name)
             events.append(Event("wait", step.name, {"why": f"run {holder} computes it", "by": holder}))
         return ours, events
 
@@ -231,12 +218,12 @@ class _Driver:
         if hit is not None:
             self.leases.give_back(step.fingerprint, step.name)
             self.hits[step.name] = hit
-            self.progress = replace(self.progress, stored=self.progress.stored | {step.fingerprint})
+            self.progress.find(step.fingerprint)
         return holder
 
     def _shared(self, step: PlannedStep) -> bool:
         """Whether a result that is in the store stands for the step."""
-        return bool(step.fingerprint) and not step.effect and step.name not in self.progress.forced
+        return bool(step.fingerprint) and not step.effect and step.name not in self.forced
 
     def _look(self) -> None:
         """See what the cluster has and what others have computed, now and then, and say that this run lives."""
@@ -252,8 +239,8 @@ class _Driver:
         if self.pool is not None:
             self.capacity = self.pool.capacity()
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
-        back = {s.name for s in steps if not self._holder(s) or reusable(s, self.progress)}
-        self.progress = replace(self.progress, elsewhere=self.progress.elsewhere - back)
+        for step in [s for s in steps if not self._holder(s) or self.progress.reusable(s)]:
+            self.progress.take_back(step.name)
 
     def _count(self, now: float) -> None:
         """Add up what was spent since the last time, and end the run before it passes a limit."""
@@ -295,12 +282,14 @@ class _Driver:
         """What may start now, of these and of what waited."""
         now = time.monotonic()
         self.due += [(now + s.delay, s) for s in starts]
-        self.progress = replace(self.progress, running=self.progress.running | {s.step for s in starts})
+        for start in starts:
+            self.progress.begin(start.step)
         ready = [s for when, s in self.due if when <= now]
         self.due = [(when, s) for when, s in self.due if when > now]
         # What a step takes may have been lost while it waited: then it is decided again.
         early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
-        self.progress = replace(self.progress, running=self.progress.running - early)
+        for step in early:
+            self.progress.end(step)
         return [s for s in ready if s.step not in early]
 
     def _start(self, start: Start) -> Event:
@@ -327,9 +316,11 @@ class _Driver:
 
     def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
         step = self.plan.steps[task.step]
-        self.progress = replace(self.progress, running=self.progress.running - {task.step})
-        self.look_at = 0.0  # a node may be gone, and a step that waits for this one's result can have it
+        self.progress.end(task.step)
+        if self.progress.elsewhere:
+            self.look_at = 0.0  # a step that waits for this one's result can have it
         if outcome["kind"] == "fail":
+            self.look_at = 0.0  # a node may be gone
             outcome = self._committed(step) or outcome
         if outcome["kind"] == "commit":
             self._done(task.step, outcome["artifact"], outcome["digest"], outcome["about"], outcome.get("uri", ""))
@@ -349,25 +340,23 @@ class _Driver:
         return {**done, **({"uri": hit.uri} if hit.uri else {}), "seconds": hit.seconds}
 
     def _failed(self, step: PlannedStep, failure: Failure) -> None:
-        counted = Counter(self.progress.failures.get(step.name, {})) + Counter([failure])
-        self.progress = replace(self.progress, failures={**self.progress.failures, step.name: counted})
-        if step.name in given_up(self.plan, self.progress, self.capacity, self.budgets):
+        self.progress.fail(step.name, failure)
+        if step.name in self.progress.given_up:
             self.leases.give_back(step.fingerprint, step.name)
 
     def _lose(self, digest: str) -> bool:
         """Have what the store has lost made again, unless that is under way; False where no step makes it."""
         makers = {n for n in self.plan.steps if n in self.made and self.made[n].digest == digest}
-        fingerprints = {self.plan.steps[n].fingerprint for n in makers}
-        self.progress = replace(
-            self.progress, done=self.progress.done - makers, stored=self.progress.stored - fingerprints
-        )
+        for step in makers:
+            self.progress.lose(step)
+            self.progress.forget(self.plan.steps[step].fingerprint)
         return bool(makers)
 
     def _done(self, step: str, kind: str, digest: str, about: Mapping[str, Any], uri: str) -> None:
         if uri:  # an input that the step hands on, which may lie elsewhere than when it did so first
             uri = next((a.uri for a in self.plan.inputs.values() if a.digest == digest), uri)
         self.made[step] = KINDS[kind](uri, digest, about)
-        self.progress = replace(self.progress, done=self.progress.done | {step})
+        self.progress.finish(step)
 
     def _task(self, step: PlannedStep) -> Task:
         return Task(

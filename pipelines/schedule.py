@@ -1,13 +1,16 @@
 """Plan x Progress x Capacity -> decisions. Pure: no Ray, no clock, no files."""
 
-from collections.abc import Mapping
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from cluster.capacity import Capacity, Node
 from operators.base import Resources
 from pipelines.failures import BUDGETS, Failure
 from pipelines.plan import Plan, PlannedStep
-from pipelines.problems import Problem
+from pipelines.problems import Part, Problem
 
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
@@ -102,55 +105,212 @@ def decide(
     A step that has failed more often than a class's budget allows is given up; steps that need it never start. Without
     a `capacity` (no cluster was needed yet) whatever is ready starts.
     """
-    hopeless = given_up(plan, progress, capacity, budgets)
-    closed = progress.done | progress.running | hopeless
-    open_steps = [s for s in plan.steps.values() if s.name not in closed]
-    done = set(progress.done)  # and what this call reuses: a chain of stored results is one decision
-    decisions: list[Decision] = []
-    free = capacity
-    if free is not None:
+    return Outlook(plan, progress, budgets=budgets).decide(capacity)
+
+
+class Outlook:
+    """What can happen next in a run, kept up with what happens: a decision looks at what is ready, not at the plan.
+
+    Steps that are ready stand in lines, in plan order: one line for each thing that is asked for, of which none fits
+    where the first does not, and one for those whose results are stored.
+
+    Attributes:
+        done, failures, stored, elsewhere: As of `Progress`; the methods alone change them.
+        waited: As of `Progress`.
+        running: What each step that runs asks for.
+        given_up: The steps that have failed too often to be tried again.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, *, budgets: Mapping[Failure, int] = BUDGETS) -> None:
+        self.plan, self.budgets = plan, budgets
+        self.done, self.elsewhere = set(progress.done), set(progress.elsewhere)
+        self.stored, self._forced = set(progress.stored), progress.forced
+        self.waited = progress.waited
+        self.failures = {n: Counter(failed) for n, failed in progress.failures.items()}
+        self.running: dict[str, Resources] = {}
+        self.given_up: set[str] = set()
+        self._capacity: Capacity | None = None
+        self._lacks: dict[Resources, str] = {}  # what the capacity has too little of, by what is asked for
+        self._held: Counter[Resources] = Counter()  # how many steps run, by what they ask for
+        self._names = tuple(plan.steps)
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self._unmet = {name: len(set(step.needs) - self.done) for name, step in plan.steps.items()}
+        self._takers: dict[str, list[str]] = {}  # who needs a step
+        self._makers: dict[str, list[str]] = {}  # by fingerprint
+        for name, step in plan.steps.items():
+            self._makers.setdefault(step.fingerprint, []).append(name)
+            for need in dict.fromkeys(step.needs):
+                self._takers.setdefault(need, []).append(name)
+        self._lines: dict[Resources | None, list[int]] = {}  # of places, by what is asked for; None: of a stored result
+        self._line_of: dict[str, Resources | None] = {}
         for name in progress.running:
-            free = _less(free, eased(plan.steps[name], _eased(name, progress)))
-    for step in open_steps:
-        if not done.issuperset(step.needs) or step.name in progress.elsewhere:
-            continue
-        if reusable(step, progress):
-            decisions.append(Reuse(step.name))
-            done.add(step.name)
-            continue
-        start = Start(step.name, _eased(step.name, progress), pause(progress.failures.get(step.name, {})))
-        needs = eased(step, start.eased)
-        missing = [] if capacity is None else infeasible({step.name: needs.resources}, capacity)
-        if missing:
-            waited, why = progress.waited.get(step.name, 0.0), missing[0].sentence
-            decisions.append(
-                Wait(step.name, why) if waited < needs.resources.schedule_timeout else Refuse(step.name, why)
-            )
-            continue
-        left = None if free is None else _less(free, needs)
-        if left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0):
-            decisions.append(start)
-            free = left
-    if not decisions and not progress.running and not progress.elsewhere:
-        failed = tuple(s for s in plan.steps if s in hopeless)
-        return (Finish(failed=failed, skipped=tuple(s.name for s in open_steps)),)
-    return tuple(decisions)
+            self.begin(name)
+        self._judge(self.failures)
+        self._line_up(self._names)
 
+    def begin(self, step: str) -> None:
+        """It runs, or is about to."""
+        self.running[step] = self._asks(step)
+        self._held[self.running[step]] += 1
+        self._line_up([step])
 
-def given_up(
-    plan: Plan, progress: Progress, capacity: Capacity | None, budgets: Mapping[Failure, int]
-) -> frozenset[str]:
-    """The steps that have failed too often to be tried again."""
-    return frozenset(s for s in progress.failures if not _again(plan.steps[s], progress, capacity, budgets))
+    def end(self, step: str) -> None:
+        """It runs no more, however it ended."""
+        self._held[self.running.pop(step)] -= 1
+        self._line_up([step])
+
+    def finish(self, step: str) -> None:
+        """Its result is there."""
+        if step not in self.done:
+            self.done.add(step)
+            self._met(step, -1)
+
+    def lose(self, step: str) -> None:
+        """Its result is gone."""
+        if step in self.done:
+            self.done.remove(step)
+            self._met(step, 1)
+
+    def fail(self, step: str, failure: Failure) -> None:
+        """It has failed once more."""
+        self.failures.setdefault(step, Counter())[failure] += 1
+        self._judge([step])
+
+    def find(self, fingerprint: str) -> None:
+        """The store has a result."""
+        self.stored.add(fingerprint)
+        self._line_up(self._makers[fingerprint])
+
+    def forget(self, fingerprint: str) -> None:
+        """The store has it no more."""
+        self.stored.discard(fingerprint)
+        self._line_up(self._makers[fingerprint])
+
+    def leave(self, step: str) -> None:
+        """Another run, or another step, computes its result now."""
+        self.elsewhere.add(step)
+        self._line_up([step])
+
+    def take_back(self, step: str) -> None:
+        """Nobody else does any more."""
+        self.elsewhere.discard(step)
+        self._line_up([step])
+
+    def reusable(self, step: PlannedStep) -> bool:
+        """Whether the store's result stands for the step."""
+        return step.fingerprint in self.stored and step.name not in self._forced and not step.effect
+
+    def decide(self, capacity: Capacity | None) -> tuple[Decision, ...]:
+        """The same as the function of this name says of what has happened up to now."""
+        if capacity != self._capacity:
+            self._capacity, self._lacks = capacity, {}
+            self._judge(self.failures)
+        decisions = tuple(self._possible())
+        if decisions or self.running or self.elsewhere:
+            return decisions
+        left = [n for n in self._names if n not in self.done]
+        failed = tuple(n for n in left if n in self.given_up)
+        return (Finish(failed=failed, skipped=tuple(n for n in left if n not in self.given_up)),)
+
+    def _possible(self) -> Iterator[Decision]:
+        """What can happen, from the heads of all lines on; what only waits for what is reused here joins in."""
+        room = self._room()
+        lines = [iter(line) for line in self._lines.values()]
+        heads = [(next(line), line) for line in lines]
+        heapify(heads)
+        unmet: dict[str, int] = {}
+        full: set[Resources | None] = set()
+        while heads:
+            place, line = heappop(heads)
+            name = self._names[place]
+            asks = self._line_of[name] if name in self._line_of else self._line(name)
+            if asks is None:
+                yield Reuse(name)
+                for taker in self._takers.get(name, ()):
+                    unmet[taker] = unmet.get(taker, self._unmet[taker]) - 1
+                    if not unmet[taker] and self._open(taker):
+                        heappush(heads, (self._places[taker], iter(())))
+            elif why := self._lack(asks):
+                late = self.waited.get(name, 0.0) >= asks.schedule_timeout
+                yield Refuse(name, why) if late else Wait(name, why)
+            else:
+                left = None if room is None else _less(room, asks)
+                if asks in full or not (left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0)):
+                    full.add(asks)
+                    continue  # nor does anybody behind it fit
+                room = left
+                yield Start(name, self._eased(name), pause(self.failures.get(name, {})))
+            for following in line:
+                heappush(heads, (following, line))
+                break
+
+    def _room(self) -> Capacity | None:
+        """What nothing that runs holds."""
+        room = self._capacity
+        for asks, times in self._held.items():
+            room = None if room is None else _less(room, asks, times)
+        return room
+
+    def _line_up(self, steps: Iterable[str]) -> None:
+        """Have these stand in the lines where they belong now, and in no other."""
+        for name in steps:
+            place = self._places[name]
+            if name in self._line_of:
+                asks = self._line_of.pop(name)
+                line = self._lines[asks]
+                del line[bisect_left(line, place)]
+                if not line:
+                    del self._lines[asks]
+            if not self._unmet[name] and self._open(name):
+                asks = self._line_of[name] = self._line(name)
+                insort(self._lines.setdefault(asks, []), place)
+
+    def _line(self, name: str) -> Resources | None:
+        return None if self.reusable(self.plan.steps[name]) else self._asks(name)
+
+    def _open(self, name: str) -> bool:
+        return not any(name in closed for closed in (self.done, self.running, self.given_up, self.elsewhere))
+
+    def _met(self, step: str, change: int) -> None:
+        takers = self._takers.get(step, [])
+        for taker in takers:
+            self._unmet[taker] += change
+        self._line_up([step, *takers])
+
+    def _judge(self, steps: Iterable[str]) -> None:
+        """See which of those that have failed are tried again."""
+        for name in steps:
+            (self.given_up.discard if self._again(self.plan.steps[name]) else self.given_up.add)(name)
+            self._line_up([name])
+
+    def _again(self, step: PlannedStep) -> bool:
+        failed = self.failures[step.name]
+        if any(times > self.budgets[failure] for failure, times in failed.items()):
+            return False
+        return not failed.get(Failure.MEMORY) or (relief(step) != "nothing" and not self._lack(self._asks(step.name)))
+
+    def _asks(self, name: str) -> Resources:
+        return eased(self.plan.steps[name], self._eased(name)).resources
+
+    def _eased(self, name: str) -> int:
+        return self.failures[name][Failure.MEMORY] if name in self.failures else 0
+
+    def _lack(self, asks: Resources) -> str:
+        """Why the capacity can never hold what is asked for; empty where it can."""
+        if self._capacity is None:
+            return ""
+        if asks not in self._lacks:
+            self._lacks[asks] = next((p.sentence for p in infeasible({"": asks}, self._capacity)), "")
+        return self._lacks[asks]
 
 
 def eased(step: PlannedStep, times: int) -> PlannedStep:
     """The step as it is tried again after it ran out of memory so many times; its result stays the same."""
     asks = step.resources
-    match relief(step):
+    match relief(step) if times else "nothing":
         case "memory":
             return replace(step, resources=replace(asks, memory=asks.memory * 2**times))
-        case "micro_batch" if times:
+        case "micro_batch":
             size = max(1, _micro_batch(step) // 2**times)
             return replace(step, params={**step.params, "micro_batch_size": size})
     return step
@@ -169,21 +329,6 @@ def pause(failed: Mapping[Failure, int]) -> float:
     return min(PAUSE_S * 4 ** (times - 1), LONGEST_PAUSE_S) if times else 0.0
 
 
-def _again(step: PlannedStep, progress: Progress, capacity: Capacity | None, budgets: Mapping[Failure, int]) -> bool:
-    """Whether a step that has failed is tried again."""
-    failed = progress.failures[step.name]
-    if any(times > budgets[failure] for failure, times in failed.items()):
-        return False
-    if not failed.get(Failure.MEMORY):
-        return True
-    needs = eased(step, failed[Failure.MEMORY]).resources
-    return relief(step) != "nothing" and (capacity is None or not infeasible({step.name: needs}, capacity))
-
-
-def _eased(name: str, progress: Progress) -> int:
-    return progress.failures.get(name, {}).get(Failure.MEMORY, 0)
-
-
 def _micro_batch(step: PlannedStep) -> int:
     """The most rows that one worker holds at once."""
     size, rows = step.params.get("micro_batch_size"), step.params["batch_size"]
@@ -191,37 +336,42 @@ def _micro_batch(step: PlannedStep) -> int:
     return size if isinstance(size, int) else -(-rows // step.resources.workers)
 
 
-def reusable(step: PlannedStep, progress: Progress) -> bool:
-    """Whether the store's result stands for the step."""
-    return step.fingerprint in progress.stored and step.name not in progress.forced and not step.effect
-
-
 def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Problem]:
     """A problem for everything that a step asks for and that `capacity` can never give."""
-    problems = []
-    for step, asks in asked.items():
-        memory = asks.workers * asks.memory
-        found = []
-        for asked_for, what, enough, there in (
-            ("cpus_per_worker", _counted(asks.cpus, "CPU"), asks.cpus <= capacity.cpus, f"{capacity.cpus:g}"),
-            ("gpus_per_worker", _counted(asks.gpus, "GPU"), asks.gpus <= capacity.gpus, f"{capacity.gpus:g}"),
-            ("memory", f"{_sized(memory)} of memory", memory <= capacity.memory, _sized(capacity.memory)),
-        ):
-            if not enough:
-                fix = "Lower it, or run it on a larger cluster."
-                sentence = f"asks for {what}, expected at most {there}, which is all there is. {fix}"
-                found.append(Problem(("steps", step, "resources", asked_for), sentence))
-        named = asks.accelerator not in ("cpu", "gpu") and asks.gpus <= capacity.gpus
-        if named and capacity.accelerators is not None and asks.accelerator not in capacity.accelerators:
-            there = ", ".join(sorted(capacity.accelerators)) or "none that is known"
-            sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
-            found.append(Problem(("steps", step, "resources", "accelerator"), sentence))
-        if not found and capacity.nodes:
-            held = sum(node.holds(**asks.each) for node in capacity.nodes)
-            if held < asks.workers:
-                found.append(Problem(("steps", step, "resources"), _scattered(asks, held, capacity.nodes)))
-        problems += found
-    return problems
+    machines = Counter(capacity.nodes)  # a thousand of them are of a few kinds, as what ten thousand steps ask for
+    found: dict[Resources, list[tuple[Part, str]]] = {}
+    for asks in asked.values():
+        if asks not in found:
+            found[asks] = _lacking(asks, capacity, machines)
+    return [
+        Problem(("steps", step, "resources", *field), sentence)
+        for step, asks in asked.items()
+        for field, sentence in found[asks]
+    ]
+
+
+def _lacking(asks: Resources, capacity: Capacity, machines: Mapping[Node, int]) -> list[tuple[Part, str]]:
+    """The field, if it is one, and a sentence for each thing of which there is too little."""
+    memory = asks.workers * asks.memory
+    found: list[tuple[Part, str]] = []
+    for asked_for, what, enough, there in (
+        ("cpus_per_worker", _counted(asks.cpus, "CPU"), asks.cpus <= capacity.cpus, f"{capacity.cpus:g}"),
+        ("gpus_per_worker", _counted(asks.gpus, "GPU"), asks.gpus <= capacity.gpus, f"{capacity.gpus:g}"),
+        ("memory", f"{_sized(memory)} of memory", memory <= capacity.memory, _sized(capacity.memory)),
+    ):
+        if not enough:
+            fix = "Lower it, or run it on a larger cluster."
+            found.append(((asked_for,), f"asks for {what}, expected at most {there}, which is all there is. {fix}"))
+    named = asks.accelerator not in ("cpu", "gpu") and asks.gpus <= capacity.gpus
+    if named and capacity.accelerators is not None and asks.accelerator not in capacity.accelerators:
+        there = ", ".join(sorted(capacity.accelerators)) or "none that is known"
+        sentence = f"asks for the accelerator {asks.accelerator!r}, expected 'gpu' or what there is: {there}."
+        found.append((("accelerator",), sentence))
+    if not found and machines:
+        held = sum(times * node.holds(**asks.each) for node, times in machines.items())
+        if held < asks.workers:
+            found.append(((), _scattered(asks, held, tuple(machines))))
+    return found
 
 
 def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
@@ -247,10 +397,9 @@ def _sized(size: float) -> str:
     return f"{size:.0f} bytes" if size < 1e6 else f"{size / 1e9:,.2f} GB"
 
 
-def _less(free: Capacity, step: PlannedStep) -> Capacity:
-    asks = step.resources
+def _less(room: Capacity, asks: Resources, times: int = 1) -> Capacity:
     return Capacity(
-        cpus=free.cpus - asks.cpus,
-        gpus=free.gpus - asks.gpus,
-        memory=free.memory - asks.workers * asks.memory,
+        cpus=room.cpus - times * asks.cpus,
+        gpus=room.gpus - times * asks.gpus,
+        memory=room.memory - times * asks.workers * asks.memory,
     )

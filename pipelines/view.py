@@ -3,19 +3,24 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from heapq import nsmallest
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.lineage import Event, StepState, by_driver, states
+from pipelines.lineage import Event, Standing, StepState, by_driver
 from pipelines.plan import Plan
 from pipelines.storage.base import Storage, at_once
+
+DRAWN_S = 0.25  # how old a live table may be
+BESIDE = 4  # lines of a terminal that a live table leaves for what is printed above and below it
 
 
 class Lines:
@@ -38,27 +43,35 @@ class Lines:
 
 
 class LiveTable:
-    """All steps, with how far those are that run."""
+    """The steps that say most, as many as the terminal is high, with how far those are that run."""
 
-    def __init__(self, plan: Plan, storage: Storage) -> None:
+    def __init__(self, plan: Plan, storage: Storage, console: Console | None = None) -> None:
         self.plan, self.storage = plan, storage
-        self.events: list[Event] = []
-        self.live = Live(console=Console(), refresh_per_second=4)
+        self.standing = Standing(plan.steps)
+        self.live = Live(console=console or Console(), refresh_per_second=1 / DRAWN_S)
+        self.due = 0.0
 
     def __call__(self, events: Sequence[Event]) -> None:
-        """Take the events in and draw the table again."""
-        self.events += events
+        """Take the events in, and draw the table again where it is old."""
         for event in events:
+            self.standing.add(event)
             if event.kind in ("started", "serving"):
                 self.live.console.print(sentence(event, self.storage), soft_wrap=True, highlight=False)
-        now = states(self.events, self.plan.steps)
-        self.live.update(table({n: row(n, s, self.storage, time.time()) for n, s in now.items()}))
+        if time.monotonic() >= self.due:
+            self._draw()
+
+    def _draw(self) -> None:
+        most = max(1, self.live.console.height - BESIDE)
+        self.live.update(drawn(self.standing.steps, self.storage, time.time(), most))
+        self.due = time.monotonic() + DRAWN_S
 
     def __enter__(self) -> "LiveTable":
         self.live.__enter__()
         return self
 
     def __exit__(self, *ended: Any) -> None:
+        if ended[0] is None:
+            self._draw()
         self.live.__exit__(*ended)
 
 
@@ -122,6 +135,25 @@ def _unwritten(data: Mapping[str, Any]) -> str:
     return f"; not all of its log and measures is there, {data['unwritten']}" if "unwritten" in data else ""
 
 
+def drawn(now: Mapping[str, StepState], storage: Storage, moment: float, most: int) -> Group:
+    """The steps that say most as a table, in their order, and below it how many there are of each state, if more.
+
+    Args:
+        now: The states of all steps.
+        storage: Where what they report is.
+        moment: The time.
+        most: So many rows; each takes longer to draw than a step to be decided.
+    """
+    chosen = {*nsmallest(most, now, key=lambda n: SAYS[now[n].state] + (now[n].state == "waiting" and not now[n].data))}
+    shown = [n for n in now if n in chosen]
+    rows = table({n: row(n, now[n], storage, moment) for n in shown})
+    if len(shown) == len(now):
+        return Group(rows)
+    counts = Counter(s.state for s in now.values())
+    each = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+    return Group(rows, f"{len(shown)} of {len(now)} steps: {each}")
+
+
 def table(rows: Mapping[str, tuple[str, ...]]) -> Table:
     """Steps as rows."""
     made = Table(box=None, pad_edge=False, header_style="bold")
@@ -132,6 +164,8 @@ def table(rows: Mapping[str, tuple[str, ...]]) -> Table:
     return made
 
 
+SAYS = {"running": 0, "failed": 1, "interrupted": 1, "waiting": 2, "done": 4, "reused": 5}
+"""What is shown first where not all steps can be; of those that wait, one that knows why."""
 STYLES = {
     "running": "cyan",
     "done": "green",

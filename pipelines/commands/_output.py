@@ -4,8 +4,7 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 
 def printed(value: Any) -> int:
@@ -14,7 +13,7 @@ def printed(value: Any) -> int:
     return 0
 
 
-def shown(rows: Table) -> None:
+def shown(rows: RenderableType) -> None:
     """A table as wide as it needs to be where nobody's terminal sets a width."""
     console = Console() if sys.stdout.isatty() else Console(width=1000)
     console.print(rows)

@@ -18,7 +18,9 @@ from pipelines.page.account import account
 from pipelines.page.document import document, write
 from pipelines.store import Store
 from pipelines.usage import Usage, foreseen
-from pipelines.view import failure, heard, row, seconds, table, without_fingerprint
+from pipelines.view import drawn, failure, heard, seconds, without_fingerprint
+
+SHOWN = 500  # rows, which take a second; --json and --html have all
 
 
 def act(arguments: Namespace) -> int:
@@ -48,7 +50,7 @@ def act(arguments: Namespace) -> int:
         return 0
     ended = f"{said}, {why}" if why else said
     print(f"run {name}: {ended}, {seconds(took)}{f', then served for {seconds(up)}' if up else ''}")
-    shown(table({n: row(n, s, storage, moment) for n, s in now.items()}))
+    shown(drawn(now, storage, moment, SHOWN))
     for line in without_fingerprint(began["steps"]):
         print(line)
     for step, state in now.items():

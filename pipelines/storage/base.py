@@ -210,8 +210,11 @@ def remove(folder: Path) -> None:
 
 def at_once(act: Callable[[T], U], items: Iterable[T]) -> list[U]:
     """`act` on each item, several at a time: most of it is waiting for storage to answer."""
+    each = list(items)
+    if len(each) < 2:  # most artifacts are one file, for which a thread would take longer to start
+        return [act(one) for one in each]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(act, items))
+        return list(pool.map(act, each))
 
 
 @contextmanager

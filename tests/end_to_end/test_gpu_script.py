@@ -30,18 +30,8 @@ PathFinder.find_spec = find_spec
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    """The modules of `gpu.py`, which are found as when it runs."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    before = set(sys.modules)
-    import gpu
-    import gpu_models
-    import gpu_training
-
-    yield gpu, gpu_models, gpu_training
-    for name in set(sys.modules) - before:  # their names are common words
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(SCRIPTS)):
-            del sys.modules[name]
+def scripts(script):
+    return script("gpu"), script("gpu_models"), script("gpu_training")
 
 
 @pytest.mark.slow

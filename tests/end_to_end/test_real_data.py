@@ -3,14 +3,13 @@
 import contextlib
 import itertools
 import json
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 
 from operators.artifact import Metrics
-from pipelines.__main__ import ROOT, main
+from pipelines.__main__ import main
 from tests.operators import small
 
 TEMPLATES = (
@@ -25,17 +24,8 @@ PARTS = {"train": 6, "val": 2, "test": 2}  # questions of each intent
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    """The modules of a script of `benchmarks`, which are found as when it runs."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before = set(sys.modules)
-    import real_data
-    import results
-
-    yield real_data, results
-    for name in set(sys.modules) - before:  # their names are common words
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
-            del sys.modules[name]
+def benchmarks(script):
+    return script("real_data"), script("results")
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 """What the terminal says of a run, also of one whose driver was killed or stays for its endpoints."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from pipelines import lineage
 from pipelines.__main__ import main
 from pipelines.commands import ps, show
 from pipelines.lineage import Event, StepState, history, states
-from pipelines.view import heard, row
+from pipelines.view import LiveTable, heard, row
 from tests.pipelines.journals import BEGAN, Written
 
 
@@ -169,6 +172,23 @@ def test_what_endpoints_were_up_for_is_told_apart_from_the_work(store, typed, mo
     assert (said["status"], said["seconds"], said["served"]) == (status, 3.0, 3600.0)
     (listed,) = json.loads(typed("ps", "--json"))
     assert (listed["status"], listed["seconds"]) == (status, 3.0)
+
+
+def test_of_many_steps_those_that_say_most_are_shown_and_the_others_counted(store):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=7)
+    events = [
+        *(Event("start", f"s{i}", {"log": ""}, 1.0) for i in range(10)),
+        *(Event("commit", f"s{i}", {}, 2.0) for i in range(8)),
+        Event("fail", "s9", {"sentence": "asked to"}, 3.0),
+        Event("wait", "s15", {"why": "nothing holds it"}, 4.0),
+    ]
+    table = LiveTable(SimpleNamespace(steps=[f"s{i}" for i in range(20)]), store.storage, console)
+    with table:
+        table(events[:3])
+        table(events[3:])
+    lines = [line.split() for line in Text.from_ansi(console.file.getvalue()).plain.splitlines()]
+    assert [line[:2] for line in lines[-4:-1]] == [["s8", "running"], ["s9", "failed"], ["s15", "waiting"]]
+    assert " ".join(lines[-1]) == "3 of 20 steps: 1 running, 8 done, 1 failed, 10 waiting"
 
 
 def test_an_interrupted_step_does_not_count_on(store):
