@@ -93,7 +93,9 @@ def figures_of(search: Search, rounds: int) -> Figure:
 def main() -> None:
     """Measure."""
     parser = command_line(__doc__.partition("\n")[0], rounds=7)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 3000, 10_000], metavar="N", help="of a pipeline")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[100, 1000, 3000, 10_000], metavar="N", help="of a pipeline"
+    )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="plans-") as folder:
         said([figures_of(Search(Path(folder), n), asked.rounds) for n in asked.steps], asked)

@@ -28,7 +28,8 @@ from pipelines.storage.base import StorageFailed
 from pipelines.store import Store
 
 POLL_S = 0.5  # how often whoever watches hears that nothing has happened
-LOOK_S = 2.0  # how often the cluster is looked at, and what other runs compute
+LOOK_S = 2.0  # how often the cluster is looked at, and what other runs compute; sooner where a step has ended
+SPARED = 10  # times what a look took: of many machines it takes long, and many steps end on them
 
 Watch = Callable[[Sequence[Event]], None]
 
@@ -100,7 +101,7 @@ class _Driver:
         self.pool: Pool | None = None
         self.attempts: Attempts | None = None
         self.capacity: Capacity | None = None
-        self.look_at = 0.0
+        self.look_at = self.look_again = 0.0  # when, and when at the earliest
         self.heard = time.monotonic()  # when others could last see that this run lives
 
     def drive(self, connect: Callable[[], AbstractContextManager[Pool]], *, stays: bool) -> str:
@@ -241,6 +242,8 @@ class _Driver:
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
         for step in [s for s in steps if not self._holder(s) or self.progress.reusable(s)]:
             self.progress.take_back(step.name)
+        looked = time.monotonic()
+        self.look_again = looked + SPARED * (looked - now)
 
     def _count(self, now: float) -> None:
         """Add up what was spent since the last time, and end the run before it passes a limit."""
@@ -317,8 +320,7 @@ class _Driver:
     def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
         step = self.plan.steps[task.step]
         self.progress.end(task.step)
-        if self.progress.elsewhere:
-            self.look_at = 0.0  # a step that waits for this one's result can have it
+        self.look_at = min(self.look_at, self.look_again)  # a step that waits for this one's result can have it
         if outcome["kind"] == "fail":
             self.look_at = 0.0  # a node may be gone
             outcome = self._committed(step) or outcome
