@@ -24,7 +24,13 @@ class Node:
     accelerators: frozenset[str] = frozenset()
 
     def holds(
-        self, *, cpus: float, gpus: float = 0.0, memory: float = 0.0, accelerator: str = "cpu", avoid: Iterable[str] = ()
+        self,
+        *,
+        cpus: float,
+        gpus: float = 0.0,
+        memory: float = 0.0,
+        accelerator: str = "cpu",
+        avoid: Iterable[str] = (),
     ) -> int:
         """How many workers the empty machine could hold that each ask for so much, as Ray counts it.
 

@@ -384,7 +384,7 @@ def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
     has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
     has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []
     return (
-        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {room} of them; the "
+        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {held} of them; the "
         f"machine that comes nearest has {' and '.join(has)}. Lower it, or run it on larger machines."
     )
 

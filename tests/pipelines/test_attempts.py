@@ -39,7 +39,7 @@ def test_what_is_late_is_ended_in_time_and_said_to_have_taken_too_long(monkeypat
     under_way = Attempts(pool)
     for limit in (*limits, 1.0):
         task = SimpleNamespace(step="s", resources=Resources(timeout=limit), log="")
-        under_way.start(task, alone=True)
+        under_way.start(task, alone=True, labels={})
     pool.says = [Began(handle, "node") for handle in (1, 2, 3)]
     assert under_way.ended(0.0) == []
     pool.says = [Ended(3, {"kind": "commit"})]
