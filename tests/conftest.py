@@ -177,6 +177,23 @@ def one_ray(s3_environment: socket.socket) -> Iterator[Capacity]:
         yield there
 
 
+@pytest.fixture(scope="session")
+def brought_up(tmp_path_factory: pytest.TempPathFactory):
+    """The cluster of `four_nodes`, in processes of its own: nothing connects to it but the runs that tests start."""
+    from tests.pipelines.nodes import FourNodes
+
+    made = FourNodes(tmp_path_factory.mktemp("nodes"))
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def four_nodes(brought_up):
+    """A cluster of a head and four nodes, one CPU each, which all tests of the session share; one has a GPU."""
+    brought_up.complete()
+    return brought_up
+
+
 @pytest.fixture
 def ray_local(one_ray: Capacity):
     """What `run` takes as `connect`: the tests' shared Ray."""
