@@ -16,12 +16,13 @@ DRIVER = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """What one machine of a cluster has; `memory` in bytes, `accelerators` as Ray calls them."""
+    """What one machine of a cluster has; `memory` in bytes, `accelerators` as Ray calls them, and its node group."""
 
     cpus: float
     gpus: float = 0.0
     memory: float = float("inf")
     accelerators: frozenset[str] = frozenset()
+    group: str = ""
 
     def holds(
         self,

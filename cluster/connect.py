@@ -105,10 +105,18 @@ def _own_sigterm() -> Iterator[Callable[[], bool]]:
 
 def capacity() -> Capacity:
     """What the cluster has to which this process is connected, without the nodes that are about to leave it."""
+    return _capacity(but=leaving())
+
+
+def living() -> Capacity:
+    """The same with these: what they do they may still bring to its end."""
+    return _capacity(but=frozenset())
+
+
+def _capacity(*, but: frozenset[str]) -> Capacity:
     import ray
 
-    going = leaving()
-    alive = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going)
+    alive = (n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in but)
     return Capacity.of(_node(n["Resources"], n["Labels"]) for n in alive)
 
 
@@ -129,4 +137,10 @@ def leaving() -> frozenset[str]:
 
 def _node(has: Mapping[str, float], labels: Mapping[str, str]) -> Node:
     kinds = frozenset({labels.get(ACCELERATOR_LABEL, "")} - {""})
-    return Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0), memory=has.get("memory", 0.0), accelerators=kinds)
+    return Node(
+        cpus=has.get("CPU", 0.0),
+        gpus=has.get("GPU", 0.0),
+        memory=has.get("memory", 0.0),
+        accelerators=kinds,
+        group=labels.get(GROUP_LABEL, ""),
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Capacity
-from cluster.connect import capacity, cluster, groups, leaving
+from cluster.connect import capacity, cluster, groups, leaving, living
 from cluster.profile import GROUP_LABEL
 from lfm.errors import LfmError
 
@@ -54,6 +54,10 @@ class Pool:
     def capacity(self) -> Capacity:
         """What it has now, or can have as soon as somebody asks for it."""
         return self._most or capacity()
+
+    def living(self) -> Capacity:
+        """What the machines have that are there, those that are about to leave too."""
+        return living()
 
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""

@@ -87,10 +87,10 @@ class Machine(_Checked):
         """Host memory in bytes."""
         return self.memory_gib * GIB
 
-    def node(self) -> Node:
+    def node(self, group: str = "") -> Node:
         """What Ray has to give there."""
         kinds = frozenset({self.accelerator} - {""})
-        return Node(cpus=self.cpus, gpus=float(self.gpus), memory=self.memory, accelerators=kinds)
+        return Node(cpus=self.cpus, gpus=float(self.gpus), memory=self.memory, accelerators=kinds, group=group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,9 +254,9 @@ class Profile(_Checked):
 
     def capacity(self) -> Capacity:
         """What there is for steps when every group is as large as it may become."""
-        nodes = [self.head.node()] if self.head_computes else []
-        for group in self.groups.values():
-            nodes += [group.node()] * (group.max_nodes if self.grows else group.min_nodes)
+        nodes = [self.head.node(HEAD)] if self.head_computes else []
+        for name, group in self.groups.items():
+            nodes += [group.node(name)] * (group.max_nodes if self.grows else group.min_nodes)
         return Capacity.of(nodes)
 
     def readable(self, uri: str) -> bool:

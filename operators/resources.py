@@ -38,7 +38,8 @@ class Resources:
             the rows that a worker holds at once, at the same global batch; ``memory`` asks for twice as much;
             ``nothing`` does not try. None is ``micro_batch`` for what trains, else ``memory`` where it asks for some.
         timeout: Seconds of work after which an attempt is ended, with all processes that it started; 0 lets it go on.
-        schedule_timeout: Seconds for which the step waits for a cluster that could hold it, where nodes were lost.
+        schedule_timeout: Seconds for which the step waits for machines that could hold it, where some were lost or
+            have yet to come; it is given up then.
     """
 
     workers: int = 1

@@ -25,6 +25,7 @@ class _Attempt:
         began: When it got its place; None while it waits for one.
         node: Where that is.
         group: The node group of that; empty where it is of none.
+        refused: Why it was ended from here: the machines that it waits for have not come. Empty where it was not.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class _Attempt:
     began: float | None = None
     node: str = ""
     group: str = ""
+    refused: str = ""
 
     @property
     def until(self) -> float:
@@ -68,6 +70,15 @@ class Attempts:
         reached("driver: a step was handed to Ray")
         self._open[handle] = _Attempt(task, alone)
 
+    def refuse(self, step: str, why: str) -> bool:
+        """End an attempt that has no place, which is heard of as of any that ends; False where there is none."""
+        found = [(handle, attempt) for handle, attempt in self._open.items() if attempt.task.step == step]
+        for handle, attempt in found:
+            if not attempt.refused:
+                self._open[handle] = replace(attempt, refused=why)
+                self._pool.end(handle)
+        return bool(found)
+
     def ended(self, timeout: float) -> list[tuple[Task, dict[str, Any]]]:
         """Those that have ended, with their outcomes, as soon as there are some; none after `timeout` seconds."""
         self._left |= self._pool.leaving()
@@ -91,13 +102,14 @@ class Attempts:
     def _outcome(self, ended: Ended) -> tuple[Task, dict[str, Any]]:
         attempt = self._open.pop(ended.handle)
         reached("driver: a step has answered")
-        # What the workers are on that a step starts beside its own process is not known here.
-        where = {"group": attempt.group} if attempt.alone and attempt.group else {}
-        if ended.error is not None:  # the process died; whatever a step raises comes as an answer
-            return attempt.task, {**self._died(attempt, ended.error), **where}
-        answer: dict[str, Any] = {**ended.answer, **where}
+        # Whatever a step raises comes as an answer; with an error its process has died.
+        answer: dict[str, Any] = ended.answer if ended.error is None else self._died(attempt, ended.error)
+        if attempt.alone and attempt.group:  # on what the workers are that a step starts beside is not known here
+            answer = {**answer, "group": attempt.group}
         if self._left.intersection(answer.get("nodes", ())):
             answer["class"] = Failure.PREEMPTION.value
+        if attempt.refused and answer["kind"] == "fail":
+            answer |= unplaced(attempt.refused)
         return attempt.task, answer
 
     def _died(self, attempt: _Attempt, error: BaseException) -> dict[str, Any]:
@@ -109,3 +121,8 @@ class Attempts:
             failure = Failure.PREEMPTION
         told = {"error": type(error).__name__, "class": failure.value, "sentence": sentence}
         return {"kind": "fail", **told, "log": attempt.task.log}
+
+
+def unplaced(why: str) -> dict[str, str]:
+    """What is told of a step whose machines have not come."""
+    return {"error": "Unschedulable", "class": Failure.CAPACITY.value, "sentence": why}

@@ -13,7 +13,7 @@ from cluster.processes import LEASE_S
 from operators.artifact import KINDS, Artifact, Deployment
 from operators.sharing.notices import recall
 from pipelines import stops
-from pipelines.attempts import Attempts
+from pipelines.attempts import Attempts, unplaced
 from pipelines.execute import Task
 from pipelines.failures import BUDGETS, Failure
 from pipelines.faults import reached
@@ -101,6 +101,7 @@ class _Driver:
         self.pool: Pool | None = None
         self.attempts: Attempts | None = None
         self.capacity: Capacity | None = None
+        self.living: Capacity | None = None
         self.look_at = self.look_again = 0.0  # when, and when at the earliest
         self.heard = time.monotonic()  # when others could last see that this run lives
 
@@ -111,7 +112,7 @@ class _Driver:
             stack.callback(self.leases.give_all_back)
             try:
                 while True:
-                    decisions = self.progress.decide(self.capacity)
+                    decisions = self.progress.decide(self.capacity, self.living)
                     finish = [d for d in decisions if isinstance(d, Finish)]
                     if finish:
                         self._record(happened)
@@ -145,7 +146,8 @@ class _Driver:
         return status
 
     def _open(self, pool: Pool) -> None:
-        self.pool, self.attempts, self.capacity = pool, Attempts(pool), pool.capacity()
+        self.pool, self.attempts = pool, Attempts(pool)
+        self.capacity, self.living = pool.capacity(), pool.living()
         reached("driver: Ray is open")
         problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
         if problems:
@@ -187,13 +189,20 @@ class _Driver:
         self.progress.waited = {s: now - since for s, since in self.waits.items()}
         return [
             *(Event("wait", d.step, {"why": d.why}) for d in new),
-            *(self._refused(d) for d in decisions if isinstance(d, Refuse)),
+            *(self._refused(d) for d in decisions if isinstance(d, Refuse) and not self._withdrawn(d)),
         ]
 
+    def _withdrawn(self, decision: Refuse) -> bool:
+        """Take back what was handed to the cluster, whose end is heard like any other; False where nothing was."""
+        self.due = [(when, s) for when, s in self.due if s.step != decision.step]
+        return self.attempts is not None and self.attempts.refuse(decision.step, decision.why)
+
     def _refused(self, decision: Refuse) -> Event:
+        if decision.step in self.progress.running:  # it was about to be handed over
+            self.progress.end(decision.step)
         self._failed(self.plan.steps[decision.step], Failure.CAPACITY)
-        said = {"error": "Unschedulable", "class": Failure.CAPACITY.value, "sentence": decision.why, "log": ""}
-        return Event("fail", decision.step, {**said, "attempt": self.journal.attempts(decision.step) + 1})
+        said = {**unplaced(decision.why), "log": "", "attempt": self.journal.attempts(decision.step) + 1}
+        return Event("fail", decision.step, said)
 
     def _claimed(self, starts: Sequence[Start]) -> tuple[list[Start], list[Event]]:
         """Those of which this run is to compute the results, and what there is to say of those that others compute."""
@@ -238,7 +247,7 @@ class _Driver:
                 raise _Ends(stops.ASKED)
         self._count(now)
         if self.pool is not None:
-            self.capacity = self.pool.capacity()
+            self.capacity, self.living = self.pool.capacity(), self.pool.living()
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
         for step in [s for s in steps if not self._holder(s) or self.progress.reusable(s)]:
             self.progress.take_back(step.name)

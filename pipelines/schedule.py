@@ -9,6 +9,7 @@ from heapq import heapify, heappop, heappush
 from cluster.capacity import Capacity, Node
 from operators.base import Resources
 from pipelines.failures import BUDGETS, Failure
+from pipelines.placing import placed
 from pipelines.plan import Plan, PlannedStep
 from pipelines.problems import Part, Problem
 
@@ -38,7 +39,7 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing that the cluster has now could hold this step.
+    """Nothing that the cluster has now could hold this step, which may have started where more can come.
 
     Attributes:
         why: What it asks for and what there is.
@@ -98,14 +99,16 @@ def decide(
     progress: Progress,
     capacity: Capacity | None,
     *,
+    living: Capacity | None = None,
     budgets: Mapping[Failure, int] = BUDGETS,
 ) -> tuple[Decision, ...]:
-    """Everything that can happen now, in plan order. No `Start`, `Reuse` or `Finish` among it means wait.
+    """Everything that can happen now, in plan order: first of what runs. No `Start`, `Reuse` or `Finish` means wait.
 
     A step that has failed more often than a class's budget allows is given up; steps that need it never start. Without
-    a `capacity` (no cluster was needed yet) whatever is ready starts.
+    a `capacity` (no cluster was needed yet) whatever is ready starts. That is what there can be; `living` is what
+    there is: a step has its place only where that could hold it, and waits for it as long as for a larger cluster.
     """
-    return Outlook(plan, progress, budgets=budgets).decide(capacity)
+    return Outlook(plan, progress, budgets=budgets).decide(capacity, living)
 
 
 class Outlook:
@@ -130,7 +133,9 @@ class Outlook:
         self.running: dict[str, Resources] = {}
         self.given_up: set[str] = set()
         self._capacity: Capacity | None = None
+        self._living: Capacity | None = None
         self._lacks: dict[Resources, str] = {}  # what the capacity has too little of, by what is asked for
+        self._absent: dict[Resources, str] = {}  # what has not come of it, the same way
         self._held: Counter[Resources] = Counter()  # how many steps run, by what they ask for
         self._names = tuple(plan.steps)
         self._places = {name: place for place, name in enumerate(self._names)}
@@ -156,7 +161,10 @@ class Outlook:
 
     def end(self, step: str) -> None:
         """It runs no more, however it ended."""
-        self._held[self.running.pop(step)] -= 1
+        asks = self.running.pop(step)
+        self._held[asks] -= 1
+        if not self._held[asks]:
+            del self._held[asks]
         self._line_up([step])
 
     def finish(self, step: str) -> None:
@@ -200,17 +208,37 @@ class Outlook:
         """Whether the store's result stands for the step."""
         return step.fingerprint in self.stored and step.name not in self._forced and not step.effect
 
-    def decide(self, capacity: Capacity | None) -> tuple[Decision, ...]:
+    def decide(self, capacity: Capacity | None, living: Capacity | None = None) -> tuple[Decision, ...]:
         """The same as the function of this name says of what has happened up to now."""
-        if capacity != self._capacity:
-            self._capacity, self._lacks = capacity, {}
+        if (capacity, living) != (self._capacity, self._living):
+            self._capacity, self._living, self._lacks, self._absent = capacity, living, {}, {}
             self._judge(self.failures)
-        decisions = tuple(self._possible())
+        decisions = (*self._without_place(), *self._possible())
         if decisions or self.running or self.elsewhere:
             return decisions
         left = [n for n in self._names if n not in self.done]
         failed = tuple(n for n in left if n in self.given_up)
         return (Finish(failed=failed, skipped=tuple(n for n in left if n not in self.given_up)),)
+
+    def _without_place(self) -> Iterator[Wait | Refuse]:
+        """The steps that were started and that the machines which are there could not hold: theirs have not come."""
+        if self._capacity is None or self._living is None or all(self._has_come(asks) for asks in self._held):
+            return
+        for name in sorted(self.running, key=self._places.__getitem__):
+            asks = self.running[name]
+            if not self._has_come(asks):
+                yield self._waiting(name, asks, self._absent[asks])
+
+    def _has_come(self, asks: Resources) -> bool:
+        assert self._capacity is not None
+        assert self._living is not None
+        if asks not in self._absent:
+            self._absent[asks] = absent(asks, self._capacity, self._living)
+        return not self._absent[asks]
+
+    def _waiting(self, name: str, asks: Resources, why: str) -> Wait | Refuse:
+        late = self.waited.get(name, 0.0) >= asks.schedule_timeout
+        return Refuse(name, why) if late else Wait(name, why)
 
     def _possible(self) -> Iterator[Decision]:
         """What can happen, from the heads of all lines on; what only waits for what is reused here joins in."""
@@ -231,8 +259,7 @@ class Outlook:
                     if not unmet[taker] and self._open(taker):
                         heappush(heads, (self._places[taker], iter(())))
             elif why := self._lack(asks):
-                late = self.waited.get(name, 0.0) >= asks.schedule_timeout
-                yield Refuse(name, why) if late else Wait(name, why)
+                yield self._waiting(name, asks, why)
             else:
                 left = None if room is None else _less(room, asks)
                 if asks in full or not (left is None or (left.cpus >= 0 and left.gpus >= 0 and left.memory >= 0)):
@@ -374,19 +401,48 @@ def _lacking(asks: Resources, capacity: Capacity, machines: Mapping[Node, int]) 
     return found
 
 
+def absent(asks: Resources, most: Capacity, living: Capacity) -> str:
+    """What a step asks for that no machines which are there could give it, were they empty; empty where they could.
+
+    Workers that share a model begin together; of others one is enough to begin with.
+
+    Args:
+        asks: Of a step that has been started.
+        most: What there can be.
+        living: What there is.
+    """
+    asks = placed(asks, most)
+    least = asks if asks.strategy != "single" else replace(asks, workers=1)
+    if not infeasible({"": least}, living):
+        return ""
+    can = Counter(n.group for n in most.nodes if n.group and n.holds(**asks.each))
+    has = Counter(n.group for n in living.nodes)
+    said = [f"of group {group!r} there are {has[group]} of {can[group]}" for group in can if has[group] < can[group]]
+    said.append(f"all that there is are {_counted(living.cpus, 'CPU')} and {_counted(living.gpus, 'GPU')}")
+    return (
+        f"asks for {asks.workers} x {_each(asks)}, expected machines for that within {asks.schedule_timeout:g} s; "
+        f"{', '.join(said)}. See why no more come, or raise schedule_timeout."
+    )
+
+
 def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
     """Why workers of which each has to be on one machine do not fit, although there is enough in all."""
-    wants = [_counted(asks.cpus_per_worker, "CPU")]
-    wants += [_counted(asks.gpus_per_worker, "GPU")] if asks.gpus else []
-    wants += [f"{_sized(asks.memory)} of memory"] if asks.memory else []
     nearest = max(nodes, key=lambda n: (n.holds(**asks.each), min(n.gpus, asks.gpus_per_worker), n.cpus, n.memory))
     has = [_counted(nearest.cpus, "CPU")]
     has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
     has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []
     return (
-        f"asks for {asks.workers} x {' and '.join(wants)}, each on one machine, expected at most {held} of them; the "
+        f"asks for {asks.workers} x {_each(asks)}, each on one machine, expected at most {held} of them; the "
         f"machine that comes nearest has {' and '.join(has)}. Lower it, or run it on larger machines."
     )
+
+
+def _each(asks: Resources) -> str:
+    """What each worker asks for."""
+    wants = [_counted(asks.cpus_per_worker, "CPU")]
+    wants += [_counted(asks.gpus_per_worker, "GPU")] if asks.gpus else []
+    wants += [f"{_sized(asks.memory)} of memory"] if asks.memory else []
+    return " and ".join(wants)
 
 
 def _counted(number: float, what: str) -> str:

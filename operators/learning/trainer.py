@@ -22,10 +22,12 @@ from operators.sharing.notices import NodeLost, lost_since, nodes
 from operators.training import Training
 from operators.workspace import Workspace
 
-START_TRIES = 3  # of a group, each of a minute; without a limit Ray Train tries for ever
+START_TRIES = 3  # of a group that has its place; without a limit Ray Train tries for ever
+PLACE_S = 7 * 24 * 3600  # how long one may wait for its place: the schedule ends that, and knows what can still come
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_S),
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late it sees that all are done
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from cluster.pool import Began, Ended, Handle, Pool
 from pipelines import attempts, run
 from pipelines.leases import Leases
@@ -116,6 +116,9 @@ class FakePool(Pool):
 
     def capacity(self) -> Capacity:
         return Capacity(cpus=8, gpus=0)
+
+    def living(self) -> Capacity:
+        return Capacity.of([Node(cpus=8)])
 
     def leaving(self) -> frozenset[str]:
         return frozenset(self.gone)

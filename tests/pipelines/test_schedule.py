@@ -8,7 +8,7 @@ from cluster.capacity import Capacity, Node
 from operators.resources import Resources
 from pipelines.failures import Failure
 from pipelines.plan import Plan, PlannedStep
-from pipelines.schedule import Finish, Progress, Refuse, Reuse, Start, Wait, decide, eased, infeasible
+from pipelines.schedule import Finish, Progress, Refuse, Reuse, Start, Wait, absent, decide, eased, infeasible
 from pipelines.spec import Spec
 
 USER, MEMORY = Failure.USER, Failure.MEMORY
@@ -265,3 +265,46 @@ def test_each_worker_has_to_be_on_one_machine(asks, expected):
     there = Capacity.of([Node(cpus=4, memory=8), Node(cpus=2, gpus=1, memory=6, accelerators=frozenset({"H100"}))])
     problems = infeasible({"a": Resources(**asks)}, there)
     assert [expected in p.sentence for p in problems] == ([True] if expected else [])
+
+
+HEAD = Node(cpus=1, memory=9, group="head")
+CPU = Node(cpus=2, memory=9, group="cpu")
+L4 = Node(cpus=2, gpus=1, memory=9, accelerators=frozenset({"L4"}), group="l4")
+H100 = replace(L4, accelerators=frozenset({"H100"}), group="h100")
+MOST = Capacity.of([CPU, CPU, L4, L4, H100])
+ANY_GPU, ON_H100 = {"gpus_per_worker": 1, "accelerator": "gpu"}, {"gpus_per_worker": 1, "accelerator": "H100"}
+
+
+@pytest.mark.parametrize(
+    ("asks", "there", "said"),
+    [
+        pytest.param({}, [CPU], "", id="what there is could hold it, though others may have all of it"),
+        pytest.param({}, [], "of group 'cpu' there are 0 of 2, all that there is", id="nothing is there"),
+        pytest.param({}, [L4, H100], "of group 'cpu' there are 0 of 2", id="it keeps off GPUs where others come"),
+        pytest.param({"cpus_per_worker": 2}, [L4], "of group 'cpu' there are 0 of 2", id="of any size"),
+        pytest.param(ANY_GPU, [CPU, H100], "", id="any GPU is any GPU"),
+        pytest.param(ON_H100, [CPU, L4], "of group 'h100' there are 0 of 1, all that there is are 4 CPUs and 1 GPU.",
+                     id="one that is named is that"),
+        pytest.param({**ANY_GPU, "workers": 2}, [L4], "", id="workers of their own begin one by one"),
+        pytest.param({**ANY_GPU, "workers": 2, "strategy": "ddp"}, [L4], "of group 'l4' there are 1 of 2, of group",
+                     id="those that share a model begin together"),
+        pytest.param({"workers": 2, "strategy": "ddp"}, [L4, HEAD], "of group 'cpu' there are 0 of 2",
+                     id="and keep off GPUs too"),
+    ],
+)  # fmt: skip
+def test_a_step_that_was_started_waits_for_machines_that_have_yet_to_come(asks, there, said):
+    asked = Resources(**asks)
+    why = absent(asked, MOST, Capacity.of(there))
+    assert (said in why) if said else not why
+    assert why.startswith(f"asks for {asked.workers} x ") or not why
+
+
+@pytest.mark.parametrize(("waited", "decision"), [(0.0, Wait), (599.0, Wait), (600.0, Refuse), (1e6, Refuse)])
+def test_what_has_no_place_when_its_time_is_over_is_given_up_and_what_has_one_never(waited, decision):
+    progress = Progress(done=frozenset({"student"}), running=frozenset({"one"}), waited={"one": waited})
+    most = Capacity.of([CPU, CPU, H100, H100])
+    first, *others = decide(TWO_EXPERTS, progress, most, living=Capacity.of([CPU]))
+    assert (type(first), first.step) == (decision, "one")
+    assert others == [Start("two")], "what can still come is asked for"
+    assert decide(TWO_EXPERTS, progress, most, living=Capacity.of([CPU, H100])) == (Start("two"),)
+    assert decide(TWO_EXPERTS, progress, most) == (Start("two"),)
