@@ -128,6 +128,13 @@ def groups() -> dict[str, int]:
     return {group: found[group] for group in sorted(found) if group != HEAD}
 
 
+def session() -> str:
+    """The name that Ray gave the cluster when it was started, which all that connect to it hear."""
+    import ray
+
+    return str(ray.get_runtime_context().get_session_name())
+
+
 def leaving() -> frozenset[str]:
     """The nodes of which is known that they will be taken away."""
     import ray

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.capacity import Capacity
-from cluster.connect import capacity, cluster, groups, leaving, living
+from cluster.connect import capacity, cluster, groups, leaving, living, session
 from cluster.profile import GROUP_LABEL
 from lfm.errors import LfmError
 
@@ -46,10 +46,15 @@ class Ended:
 
 
 class Pool:
-    """The cluster to which this process is connected; `most` is what it can grow to, where something makes it grow."""
+    """The cluster to which this process is connected.
 
-    def __init__(self, most: Capacity | None = None) -> None:
-        self._most = most
+    Args:
+        most: What it can grow to, where something makes it grow.
+        shared: Whether other runs may be there too.
+    """
+
+    def __init__(self, most: Capacity | None = None, *, shared: bool = False) -> None:
+        self._most, self._shared = most, shared
 
     def capacity(self) -> Capacity:
         """What it has now, or can have as soon as somebody asks for it."""
@@ -58,6 +63,10 @@ class Pool:
     def living(self) -> Capacity:
         """What the machines have that are there, those that are about to leave too."""
         return living()
+
+    def shared(self) -> str:
+        """The name of a cluster that others may use too, the same for all of them; empty where it is this run's own."""
+        return session() if self._shared else ""
 
     def leaving(self) -> frozenset[str]:
         """The nodes of which is known that they will be taken away."""
@@ -120,7 +129,7 @@ def opened(address: str = "local", most: Capacity | None = None) -> Iterator[Poo
         NoCluster: It does not answer.
     """
     with cluster(address):
-        yield Pool(most)
+        yield Pool(most, shared=address != "local")
 
 
 def _said(handle: Handle) -> Began | Ended:

@@ -26,7 +26,7 @@ COMMIT_S = 3600  # how long after an artifact the result that names it may come
 SILENT_S = 24 * 3600  # what a process of another machine has not touched for so long, it has left behind
 BATCH = 16  # how much goes between two looks at who has begun meanwhile
 OWN = {
-    *("artifacts", "checkpoints", "leases", "locks", "packages", "quarantine", "results", "runs", "scratch"),
+    *("artifacts", "checkpoints", "leases", "ledgers", "locks", "packages", "quarantine", "results", "runs", "scratch"),
     "submissions",
 }
 """Folders of the store that this file knows; JSON in any other one refers to what it names."""
@@ -37,8 +37,8 @@ class Garbage:
     """Something that can go.
 
     Attributes:
-        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``quarantine``, ``package``, or ``copy`` and
-            ``scratch`` for what lies on this machine.
+        kind: ``run``, ``result``, ``artifact``, ``checkpoint``, ``lease``, ``ledger``, ``quarantine``, ``package``, or
+            ``copy`` and ``scratch`` for what lies on this machine.
         key: Where it is in the store; on this machine its path.
         size: In bytes.
         why: Why nobody misses it.
@@ -80,6 +80,7 @@ def garbage(store: Store, *, drop: Collection[str] = (), gone: Iterable[Result] 
         *_artifacts(artifacts, used, {r.digest for r in known}, now),
         *_checkpoints(checkpoints, used, going_on, {r.fingerprint for r in known}),
         *_leases(storage, now),
+        *_ledgers(storage, now),
         *(Garbage(kind="quarantine", key=k, size=_size(e), why="damaged") for k, e in quarantine.items()),
         *_packages(storage.entries("packages"), used, now),
         *_copies(copies, artifacts),
@@ -244,6 +245,13 @@ def _leases(storage: Storage, now: float) -> Iterator[Garbage]:
         alive = processes.alive(json.loads(storage.read(one.key) or b"{}"))
         if alive is False or (alive is None and now - one.modified > SILENT_S):
             yield Garbage(kind="lease", key=one.key, size=one.size, why="its process is gone")
+
+
+def _ledgers(storage: Storage, now: float) -> Iterator[Garbage]:
+    """Those of clusters on which nobody runs anything any more."""
+    for one in storage.entries("ledgers"):
+        if now - one.modified > SILENT_S:
+            yield Garbage(kind="ledger", key=one.key, size=one.size, why="no run has entered anything for a day")
 
 
 def _copies(found: Iterable[Path], artifacts: Collection[str]) -> Iterator[Garbage]:

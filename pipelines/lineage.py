@@ -75,8 +75,9 @@ class Event:
 
     Attributes:
         kind: ``started``, ``serving`` and ``finished`` (the run); ``nodes`` (how many machines of each group there are
-            from now on); ``wait``, ``start``, ``reuse``, ``commit`` and ``fail`` (a step); ``heard``, which no journal
-            has (`pipelines.view.heard`).
+            from now on); ``wait`` (a step, for what ``why`` says: a larger cluster, another run's result, its turn),
+            ``start``, ``reuse``, ``commit`` and ``fail`` (a step); ``heard``, which no journal has
+            (`pipelines.view.heard`).
         time: Seconds since 1970.
     """
 

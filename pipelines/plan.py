@@ -77,6 +77,7 @@ class PlannedStep:
         effect: It changes the world instead of making an artifact, so no stored result replaces it.
         starts_workers: What it starts asks for its resources; its own task asks for none.
         trains: It follows a gradient, so that its micro-batch may be smaller without another result.
+        repeats: Its trials, which are runs, ask for resources; it needs none itself.
     """
 
     name: str
@@ -93,6 +94,7 @@ class PlannedStep:
     fingerprint: str
     components: Mapping[str, Any]
     unhashed: tuple[str, ...] = ()
+    repeats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +314,7 @@ def _planned(
         fingerprint="" if unhashed else _hash(canonical),
         components=json.loads(canonical),
         unhashed=tuple(dict.fromkeys(unhashed)),
+        repeats=bool(verb.repeats),
     )
 
 

@@ -11,6 +11,7 @@ from cluster.capacity import Capacity
 from cluster.pool import Pool
 from cluster.processes import LEASE_S
 from operators.artifact import KINDS, Artifact, Deployment
+from operators.resources import Resources
 from operators.sharing.notices import recall
 from pipelines import stops
 from pipelines.attempts import Attempts, unplaced
@@ -18,6 +19,7 @@ from pipelines.execute import Task
 from pipelines.failures import BUDGETS, Failure
 from pipelines.faults import reached
 from pipelines.leases import Leases
+from pipelines.ledger import Turns
 from pipelines.limits import Budget, passed
 from pipelines.lineage import Event, Journal
 from pipelines.placing import placed, waiting
@@ -44,6 +46,7 @@ def run(
     forced: Sequence[str] = (),
     retries: int = 0,
     budget: Budget | None = None,
+    priority: int = 0,
     watch: Watch = lambda events: None,
 ) -> str:
     """Drive a plan to its end.
@@ -59,13 +62,14 @@ def run(
         retries: How often one step may fail, and be tried again, where neither its code nor its inputs are wrong and
             nothing else is known; other failures have budgets of their own (`failures.BUDGETS`).
         budget: What the run may spend; it ends before it has spent more.
+        priority: Of several runs that want what a cluster has, the one with the highest comes first.
         watch: Hears of events, and of none twice a second.
 
     Returns:
         ``done``, ``failed`` or ``interrupted``.
     """
     budgets = {**BUDGETS, Failure.OTHER: retries}
-    driver = _Driver(plan, store, journal, watch, frozenset(forced), budgets, budget or Budget())
+    driver = _Driver(plan, store, journal, watch, frozenset(forced), budgets, budget or Budget(), priority)
     return driver.drive(connect, stays=stays)
 
 
@@ -85,6 +89,7 @@ class _Driver:
         forced: frozenset[str],
         budgets: Mapping[Failure, int],
         budget: Budget,
+        priority: int,
     ) -> None:
         self.plan, self.store, self.journal, self.watch = plan, store, journal, watch
         self.forced = forced
@@ -96,6 +101,9 @@ class _Driver:
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
         self.progress = Outlook(plan, Progress(stored=frozenset(found), forced=forced), budgets=budgets)
         self.leases = Leases(store.storage, journal.run)
+        self.priority = priority
+        self.turns: Turns | None = None  # where others use the cluster too
+        self.told: dict[str, tuple[str, ...]] = {}  # what was said of steps that wait for their turn
         self.due: list[tuple[float, Start]] = []  # what was decided and waits
         self.waits: dict[str, float] = {}  # since when a step waits for a cluster that could hold it
         self.pool: Pool | None = None
@@ -110,6 +118,7 @@ class _Driver:
         happened: list[Event] = []
         with ExitStack() as stack:
             stack.callback(self.leases.give_all_back)
+            stack.callback(self._leave)
             try:
                 while True:
                     decisions = self.progress.decide(self.capacity, self.living)
@@ -130,7 +139,8 @@ class _Driver:
                         self._open(stack.enter_context(connect()))
                         continue
                     # One segment for what ended and what follows: the disk is waited for while the next step runs.
-                    self._record([*happened, *map(self._start, self._due(starts))])
+                    starts, waits = self._in_turn(self._due(starts))
+                    self._record([*happened, *waits, *map(self._start, starts)])
                     happened = self._finished()
                     self._look()
             except KeyboardInterrupt:
@@ -148,6 +158,8 @@ class _Driver:
     def _open(self, pool: Pool) -> None:
         self.pool, self.attempts = pool, Attempts(pool)
         self.capacity, self.living = pool.capacity(), pool.living()
+        shared = pool.shared()
+        self.turns = Turns(self.store.storage, shared, self.journal.run, self.priority) if shared else None
         reached("driver: Ray is open")
         problems = infeasible({n: s.resources for n, s in self.plan.steps.items()}, self.capacity)
         if problems:
@@ -276,6 +288,7 @@ class _Driver:
         with recall():
             while self.attempts and time.monotonic() < until:
                 ended = self._finished()
+                self._in_turn([])  # others may have what has ended
                 self._record([e for e in ended if e.data.get("class") != Failure.PREEMPTION.value])
                 self._beat()
 
@@ -298,11 +311,31 @@ class _Driver:
             self.progress.begin(start.step)
         ready = [s for when, s in self.due if when <= now]
         self.due = [(when, s) for when, s in self.due if when > now]
-        # What a step takes may have been lost while it waited: then it is decided again.
+        # What a step takes, or all that could hold it, may have been lost while it waited: then it is decided again.
         early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
+        early |= {s.step for s in ready if self.capacity and infeasible({s.step: self._asks(s)}, self.capacity)}
         for step in early:
             self.progress.end(step)
         return [s for s in ready if s.step not in early]
+
+    def _in_turn(self, ready: Sequence[Start]) -> tuple[list[Start], list[Event]]:
+        """Those of which the turn has come, and what is new of those that go on waiting for it."""
+        if self.turns is None or self.capacity is None:
+            return list(ready), []
+        asked = {s.step: self._asks(s) for s in ready if not self.plan.steps[s.step].repeats}
+        waiting = asked.keys() - self.turns.take(asked, self.capacity)
+        self.due += [(time.monotonic(), s) for s in ready if s.step in waiting]
+        behind = {s.step: self.turns.behind[s.step] for s in ready if s.step in waiting & self.turns.behind.keys()}
+        new = {step: runs for step, runs in behind.items() if self.told.get(step) != runs}
+        self.told = behind
+        return [s for s in ready if s.step not in waiting], [_waits(step, runs) for step, runs in new.items()]
+
+    def _leave(self) -> None:
+        if self.turns is not None:
+            self.turns.leave()
+
+    def _asks(self, start: Start) -> Resources:
+        return eased(self.plan.steps[start.step], start.eased).resources
 
     def _start(self, start: Start) -> Event:
         assert self.attempts is not None
@@ -392,3 +425,9 @@ class _Driver:
         if isinstance(reference, Mapping):
             return {k: self.made[n] for k, n in reference.items()}
         return [self.made[n] for n in reference]
+
+
+def _waits(step: str, behind: Sequence[str]) -> Event:
+    """A step waits until its run may have what it asks for."""
+    runs = f"run{'s' if len(behind) > 1 else ''} {', '.join(behind)}" if behind else "other steps of this run"
+    return Event("wait", step, {"why": f"its turn on the cluster comes after {runs}", "behind": list(behind)})

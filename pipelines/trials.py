@@ -48,6 +48,7 @@ class Repeated:
         mlflow: Where trials are told.
         address: The cluster that the run was given, which a trial has when somebody goes on with it by itself.
         profile: Of that cluster, as the run's journal has it; empty where the run was given none.
+        priority: Of the run, and so of its trials.
     """
 
     store: str
@@ -60,6 +61,7 @@ class Repeated:
     mlflow: str
     address: str
     profile: Mapping[str, Any]
+    priority: int = 0
 
     @classmethod
     def of(cls, storage: Storage, run: str, step: str) -> "Repeated":
@@ -81,6 +83,7 @@ class Repeated:
             mlflow=began["mlflow"],
             address=began["address"],
             profile=began.get("profile", {}),
+            priority=began.get("priority", 0),
         )
 
     def written(self, fields: Iterable[str]) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class Repeated:
         noted: dict[str, Any] = {
             "until": "",
             "address": self.address,
+            "priority": self.priority,
             "trial": {"of": self.run_name, "step": self.step, "names": self.names, "changes": dict(changes)},
         }
         if self.mlflow != outbox.NONE:
@@ -137,7 +141,15 @@ class Repeated:
             return
         journal.write([started(made, journal.run, retries=self.retries, mlflow=self.mlflow, **noted)])
         try:
-            drive(made, store, journal, connect=partial(shared, self._most()), retries=self.retries, watch=watch)
+            drive(
+                made,
+                store,
+                journal,
+                connect=partial(within, self._most(), shared=self.address != "local"),
+                retries=self.retries,
+                priority=self.priority,
+                watch=watch,
+            )
         except PlanError as error:
             journal.write([_failed(error)])
         except SystemExit:
@@ -188,8 +200,8 @@ class Follower:
 class _Own(Pool):
     """A cluster, and what was handed to it from here and has not ended."""
 
-    def __init__(self, most: Capacity | None) -> None:
-        super().__init__(most)
+    def __init__(self, most: Capacity | None, *, shared: bool) -> None:
+        super().__init__(most, shared=shared)
         self.open: set[Handle] = set()
 
     def start(self, act: Callable[[Any], Any], task: Any, **asked: Any) -> Handle:
@@ -204,9 +216,9 @@ class _Own(Pool):
 
 
 @contextmanager
-def shared(most: Capacity | None = None) -> Iterator[Pool]:
-    """The cluster that this process is part of, which grows to `most`; what was begun here ends here."""
-    pool = _Own(most)
+def within(most: Capacity | None = None, *, shared: bool = False) -> Iterator[Pool]:
+    """The cluster that this process is part of, as `Pool` takes it; what was begun here ends here."""
+    pool = _Own(most, shared=shared)
     try:
         yield pool
     finally:

@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from pipelines.commands._output import printed, shown
 from pipelines.commands._stored import storage_in
-from pipelines.lineage import by_driver, history, runs, states, status, worked
+from pipelines.lineage import StepState, by_driver, history, runs, states, status, worked
 from pipelines.usage import usage
 from pipelines.view import heard, seconds
 
@@ -35,6 +36,7 @@ def act(arguments: Namespace) -> int:
                 "seconds": worked(events, until),
                 "steps": len(now),
                 "finished": finished,
+                "waits": _waits(now) if said == "running" else {},
                 "priority": began.get("priority", 0),
                 "labels": began.get("labels", {}),
                 "cost": None if spent is None else spent.whole.cost,
@@ -50,7 +52,13 @@ def act(arguments: Namespace) -> int:
         when = f"{datetime.fromtimestamp(one['began']):%Y-%m-%d %H:%M}"
         took = seconds(one["seconds"])
         cost = "" if one["cost"] is None else f"{one['cost']:.2f} {one['currency']}"
-        cells = (one["run"], one["status"], when, took, f"{one['finished']}/{one['steps']}", cost)
+        why = "".join(f"; {step} waits, {said}" for step, said in list(one["waits"].items())[:1])
+        cells = (one["run"], one["status"], when, took, f"{one['finished']}/{one['steps']}{why}", cost)
         rows.add_row(*cells[: len(rows.columns)])
     shown(rows)
     return 0
+
+
+def _waits(now: Mapping[str, StepState]) -> dict[str, str]:
+    """What the steps wait for that wait for something else than steps of their own run."""
+    return {step: str(s.data["why"]) for step, s in now.items() if s.state == "waiting" and "why" in s.data}

@@ -23,6 +23,7 @@ def act(arguments: Namespace) -> int:
     storage, profile = storage_and_profile(arguments)
     name = find_run(storage, arguments.run)
     began = history(storage, name)[0].data
+    arguments.priority = began.get("priority", 0)
     stops.withdraw(storage, name)
     mlflow = tracking(arguments.mlflow or began["mlflow"], storage)
     journal = Journal.claim(storage, name, waiting=partial(print, file=sys.stderr))

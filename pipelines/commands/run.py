@@ -159,6 +159,7 @@ def drive_to_end(
             forced=forced,
             retries=retries,
             budget=budget,
+            priority=getattr(arguments, "priority", 0),
             watch=watch,
         )
     return _ended(journal.run, said, storage, made, arguments)

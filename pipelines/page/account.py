@@ -47,6 +47,7 @@ class Step:
         state: That of its last attempt, or ``reused``, ``waiting`` or ``skipped``.
         made: What it noted about what it made, or what was reused: digest, artifact, about.
         lines: What its last attempt measured, or the one that made what was reused.
+        waits: What it has waited for besides steps of its run, in that order.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Step:
     attempts: tuple[Attempt, ...]
     made: Mapping[str, Any]
     lines: Lines
+    waits: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -217,7 +219,8 @@ def _step(
         state = pending
     else:
         state = attempts[-1].state
-    return Step(name=name, planned=planned, state=state, attempts=attempts, made=made, lines=lines)
+    waits = tuple(str(e.data["why"]) for driver in drivers for e in driver if (e.kind, e.step) == ("wait", name))
+    return Step(name=name, planned=planned, state=state, attempts=attempts, made=made, lines=lines, waits=waits)
 
 
 def _lines_of_maker(store: Store, fingerprint: str) -> Lines:

@@ -65,6 +65,7 @@ def _step(step: Step, account: Account) -> Markup:
                 "reused from",
                 f"run {made['run']}, where it took {took(made['seconds'])}" if step.state == "reused" else None,
             ),
+            *(("waited", why) for why in step.waits),
             *(
                 (f"log of attempt {a.number}", element("code", f"{account.store}/{a.log}", class_="path"))
                 for a in step.attempts

@@ -13,6 +13,7 @@ from cluster.capacity import Capacity, Node
 from cluster.pool import Began, Ended, Handle, Pool
 from pipelines import attempts, run
 from pipelines.leases import Leases
+from pipelines.ledger import Turns
 from pipelines.storage.base import named
 
 WRITES = ("put_if_absent", "replace_if_match", "adopt", "discard", "delete", "append", "scratch")
@@ -98,6 +99,7 @@ class FakePool(Pool):
         started: Hears of each task that is handed over.
         choose: Which of the open tasks goes on next.
         end: What comes of one, given the function, the task and the node; nothing where it goes on.
+        name: What it is called, where others use it too.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class FakePool(Pool):
         started: Callable[[Any], None] = lambda task: None,
         choose: Callable[[Sequence[Any]], Any] = lambda open_: open_[0],
         end: Callable[[Callable[[Any], Any], Any, str], Any] = lambda act, task, node: act(task),
+        name: str = "",
     ) -> None:
-        self.clock, self.started, self.choose, self.end_of = clock, started, choose, end
+        self.clock, self.started, self.choose, self.end_of, self.name = clock, started, choose, end, name
         self.open: dict[int, tuple[Callable[[Any], Any], Any]] = {}
         self.began: set[int] = set()
         self.gone: set[str] = set()
@@ -119,6 +122,9 @@ class FakePool(Pool):
 
     def living(self) -> Capacity:
         return Capacity.of([Node(cpus=8)])
+
+    def shared(self) -> str:
+        return self.name
 
     def leaving(self) -> frozenset[str]:
         return frozenset(self.gone)
@@ -150,5 +156,6 @@ def fast(clock: Clock) -> Iterator[None]:
         patched.setattr(run, "time", clock)
         patched.setattr(attempts, "time", clock)
         patched.setattr(run, "Leases", partial(Leases, clock=clock.monotonic))
+        patched.setattr(run, "Turns", partial(Turns, clock=clock.monotonic))
         patched.setattr(os, "fsync", lambda handle: None)
         yield

@@ -232,6 +232,13 @@ def test_scratch_of_dead_processes_goes_and_of_living_ones_stays(store, later):
     assert list(store.storage.scratches.iterdir()) == [mine]
 
 
+def test_ledgers_of_clusters_that_nobody_uses_go(store, later):
+    store.storage.put_if_absent("ledgers/session_one.json", b"{}")
+    assert [g.key for g in garbage(store) if g.kind == "ledger"] == []
+    later(SILENT_S + 1)
+    assert [g.key for g in garbage(store) if g.kind == "ledger"] == ["ledgers/session_one.json"]
+
+
 def test_leases_of_dead_processes_go_and_of_living_ones_stay(store, later):
     dead = {**processes.this(), "born": 1.0}
     for name, process in {"lives": processes.this(), "dead": dead, "away": {**dead, "host": "elsewhere"}}.items():
