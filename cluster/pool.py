@@ -64,6 +64,11 @@ class Pool:
         """What the machines have that are there, those that are about to leave too."""
         return living()
 
+    @property
+    def grows(self) -> bool:
+        """Whether machines come when somebody asks for more than there is."""
+        return self._most is not None
+
     def shared(self) -> str:
         """The name of a cluster that others may use too, the same for all of them; empty where it is this run's own."""
         return session() if self._shared else ""

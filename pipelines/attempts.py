@@ -79,6 +79,10 @@ class Attempts:
                 self._pool.end(handle)
         return bool(found)
 
+    def without_place(self) -> set[str]:
+        """The steps that do their work in their own process, for which no machine has been found yet."""
+        return {a.task.step for a in self._open.values() if a.alone and a.began is None}
+
     def ended(self, timeout: float) -> list[tuple[Task, dict[str, Any]]]:
         """Those that have ended, with their outcomes, as soon as there are some; none after `timeout` seconds."""
         self._left |= self._pool.leaving()

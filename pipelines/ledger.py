@@ -65,22 +65,30 @@ class Turns:
     _beat_at: float = 0.0
     _look_at: float = 0.0
 
-    def take(self, asked: Mapping[str, Resources], capacity: Capacity) -> Collection[str]:
+    def take(
+        self, asked: Mapping[str, Resources], capacity: Capacity, *, unplaced: Collection[str] = (), grows: bool = False
+    ) -> Collection[str]:
         """Those of some steps whose turn has come; cheap, call it often, and with all that wait.
 
         Args:
             asked: What each of them asks for.
             capacity: What the cluster has or can have.
+            unplaced: Those that have had their turn, and for which Ray has not found a machine yet.
+            grows: As of `turns.turn`.
         """
         now = self.clock()
         self._count(now)
+        found = [g.step for g in self._holds.values() if not g.placed and g.step not in unplaced]
+        if found:
+            self._holds |= {step: replace(self._holds[step], placed=True) for step in found}
+            self._look_at = self._beat_at = now
         if asked != self._wants:
             self._wants, self._look_at, self._beat_at = dict(asked), now, now
         if now < self._look_at or not (asked or now >= self._beat_at):
             return ()
         self._look_at = now + TURN_S
         with suppress(StorageFailed):  # the next time it may answer
-            return self._entered(now, capacity)
+            return self._entered(now, capacity, grows=grows)
         return ()
 
     def release(self, step: str) -> None:
@@ -101,14 +109,14 @@ class Turns:
                 if self._put(without(served, {self.run}), there):
                     return
 
-    def _entered(self, now: float, capacity: Capacity) -> Collection[str]:
+    def _entered(self, now: float, capacity: Capacity, *, grows: bool) -> Collection[str]:
         """Enter what has changed, and take what our turn it is."""
         beat = self._beat + (now >= self._beat_at)
         for _ in range(TRIES):
             there, before = self._read()
             living = without(before, set(self._silent(before, now)))
             claim = replace(self._claim(self._wants, self._holds.values()), beat=beat)
-            after = turn(entered(living, self.run, claim, self._owed), self.run, capacity)
+            after = turn(entered(living, self.run, claim, self._owed), self.run, capacity, grows=grows)
             self.behind = ahead(after, self.run)
             if after.claims == before.claims:
                 return ()

@@ -1,6 +1,7 @@
 """Gangs x machines -> what is free then. Pure, and as fast for a thousand machines as for the kinds of them.
 
 Which machine Ray gives a worker, it does not say beforehand: what runs is thought to be packed as tightly as it goes.
+Where that is wrong, what comes next has its turn and no place (`closed`).
 """
 
 from collections import Counter
@@ -62,6 +63,15 @@ def taken(held: Sequence[Resources], free: Rooms) -> Rooms:
         left = placed(asks, free)
         free = reserved(asks, free) if left is None else left
     return free
+
+
+def closed(asks: Resources, free: Rooms) -> Rooms:
+    """What is free where no machine that could hold one of the workers takes anything else."""
+    none = Node(cpus=0.0, memory=0.0)
+    left: Rooms = Counter()
+    for room, machines in free.items():
+        left[Room(room.whole, none) if workers_on(room.whole, asks) > 0 else room] += machines
+    return left
 
 
 def _size(room: Room) -> tuple[float, float, float]:

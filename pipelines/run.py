@@ -320,10 +320,12 @@ class _Driver:
 
     def _in_turn(self, ready: Sequence[Start]) -> tuple[list[Start], list[Event]]:
         """Those of which the turn has come, and what is new of those that go on waiting for it."""
-        if self.turns is None or self.capacity is None:
+        if self.turns is None or self.pool is None or self.attempts is None or self.capacity is None:
             return list(ready), []
         asked = {s.step: self._asks(s) for s in ready if not self.plan.steps[s.step].repeats}
-        waiting = asked.keys() - self.turns.take(asked, self.capacity)
+        unplaced = self.attempts.without_place()
+        taken = self.turns.take(asked, self.capacity, unplaced=unplaced, grows=self.pool.grows)
+        waiting = asked.keys() - taken
         self.due += [(time.monotonic(), s) for s in ready if s.step in waiting]
         behind = {s.step: self.turns.behind[s.step] for s in ready if s.step in waiting & self.turns.behind.keys()}
         new = {step: runs for step, runs in behind.items() if self.told.get(step) != runs}

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from cluster.capacity import Capacity
 from cluster.processes import BEAT_S
 from operators.resources import Resources
-from pipelines.rooms import placed, reserved, rooms, taken
+from pipelines.rooms import closed, placed, reserved, rooms, taken
 
 Kind = Literal["gpu", "cpu"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -29,11 +29,18 @@ that have been served alike share what comes free at once."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gang:
-    """What a step asks for; `number` says when it began to wait: the lower the longer ago."""
+    """What a step asks for.
+
+    Attributes:
+        number: When it began to wait: the lower the longer ago.
+        placed: Whether Ray has found machines for it, as far as that is known: they may have enough in all, but none of
+            them enough for a worker. Then nothing else starts on those that could hold it until they have.
+    """
 
     step: str
     asks: Resources
     number: int = -1
+    placed: bool = True
 
     @property
     def kind(self) -> Kind:
@@ -44,6 +51,11 @@ class Gang:
     def amount(self) -> float:
         """How much of that."""
         return self.asks.gpus or self.asks.cpus
+
+    @property
+    def bulky(self) -> bool:
+        """Whether a worker needs more of it on one machine than others leave when each takes the least."""
+        return (self.asks.gpus_per_worker or self.asks.cpus_per_worker) > 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,15 +177,23 @@ def _line_of(ledger: Ledger, kind: Kind) -> Iterator[tuple[str, Gang]]:
             heappush(heap, (priority, served + AHEAD_S * gang.amount, gangs[0][0], gangs))
 
 
-def turn(ledger: Ledger, run: str, capacity: Capacity) -> Ledger:
+def turn(ledger: Ledger, run: str, capacity: Capacity, *, grows: bool = False) -> Ledger:
     """The ledger with those gangs of a run as held whose turn it is.
 
     A run that nobody else wants anything beside is never held back.
+
+    Args:
+        ledger: With what the run wants.
+        run: Which one.
+        capacity: What the cluster has or can have.
+        grows: Whether machines come where there are none for a gang.
     """
     claim = ledger.claims[run]
     others = any(c.wants or c.holds for name, c in ledger.claims.items() if name != run)
     granted = set(_granted(ledger, run, capacity)) if others else {g.number for g in claim.wants}
-    holds = (*claim.holds, *(g for g in claim.wants if g.number in granted))
+    finds = grows or len(capacity.nodes) <= 1  # what has had its turn finds a place at once
+    new = (replace(g, placed=finds or not g.bulky) for g in claim.wants if g.number in granted)
+    holds = (*claim.holds, *new)
     wants = tuple(g for g in claim.wants if g.number not in granted)
     return replace(ledger, claims={**ledger.claims, run: replace(claim, wants=wants, holds=holds)})
 
@@ -181,7 +201,10 @@ def turn(ledger: Ledger, run: str, capacity: Capacity) -> Ledger:
 def _granted(ledger: Ledger, run: str, capacity: Capacity) -> Iterator[int]:
     """The numbers of the run's gangs that find room, with room left for those whose turn comes before."""
     empty = rooms(capacity)
-    free = taken([g.asks for c in ledger.claims.values() for g in c.holds], empty)
+    held = [g for c in ledger.claims.values() for g in c.holds]
+    free = taken([g.asks for g in held], empty)
+    for gang in held:
+        free = free if gang.placed else closed(gang.asks, free)
     kept = False
     for name, gang in line(ledger):
         left = placed(gang.asks, free)

@@ -123,6 +123,8 @@ class FakePool(Pool):
     def living(self) -> Capacity:
         return Capacity.of([Node(cpus=8)])
 
+    grows = False
+
     def shared(self) -> str:
         return self.name
 

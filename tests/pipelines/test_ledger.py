@@ -5,12 +5,13 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from threading import Barrier
 
 import pytest
 
 from cluster import processes
-from cluster.capacity import Capacity
+from cluster.capacity import Capacity, Node
 from operators.resources import Resources
 from pipelines.ledger import BEAT_S, LEASE_S, TURN_S, Turns
 from pipelines.lineage import Journal, history, states
@@ -60,6 +61,19 @@ def test_what_one_holds_the_other_gets_when_it_is_released(either_store, clock):
     one.leave()
     two.leave()
     assert ledger(either_store.storage)["claims"] == {}
+
+
+def test_it_is_said_when_a_machine_was_found_for_what_needs_much_of_one(store, clock):
+    there = Capacity.of([Node(cpus=4, gpus=2)] * 2)
+    one, two = (turns(store.storage, name, clock) for name in ("one", "two"))
+    one.take({"a": replace(GPU, gpus_per_worker=2)}, there)
+    assert set(two.take({"b": GPU}, there, unplaced={"b"})) == set()
+    one.take({}, there, unplaced={"a"})
+    clock.now += TURN_S
+    assert set(two.take({"b": GPU}, there)) == set()
+    one.take({}, there)
+    clock.now += TURN_S
+    assert set(two.take({"b": GPU}, there)) == {"b"}
 
 
 def test_who_waits_reads_now_and_then_and_writes_only_what_is_new(store, clock):

@@ -1,5 +1,7 @@
 """Whose turn it is among the runs of one cluster: tables, and properties of simulated runs with a made-up clock."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
@@ -106,6 +108,18 @@ def test_a_run_that_has_had_more_waits_until_others_have_had_as_much():
     assert len(turn(ledger, "b", TWO).claims["b"].holds) == 1
 
 
+def test_what_has_had_its_turn_and_finds_no_machine_keeps_others_from_those_that_could_hold_it():
+    there = Capacity.of([Node(cpus=8, gpus=4)] * 2 + [Node(cpus=8, gpus=1)])
+    ledger = enter(enter(Ledger(), "a", holds=[gpus()] * 4), "b", gpus(4))
+    ledger = turn(ledger, "b", there)
+    assert [g.placed for g in ledger.claims["b"].holds] == [False]
+    ledger = turn(enter(ledger, "a", gpus(), gpus()), "a", there)
+    assert len(ledger.claims["a"].holds) == 1, "on the machine that is too small for the other"
+    found = replace(ledger.claims["b"], holds=(replace(ledger.claims["b"].holds[0], placed=True),))
+    ledger = turn(entered(ledger, "b", found, {}), "a", there)
+    assert len(ledger.claims["a"].holds) == 2
+
+
 def test_time_without_wants_is_no_credit():
     ledger = enter(enter(Ledger(), "a", gpus()), "b", gpus())
     ledger = enter(ledger, "b")  # wants nothing for a while
@@ -159,7 +173,8 @@ def test_gangs_start_whole_beside_what_others_hold_and_all_come_to_an_end(runs, 
 
     def check(before, after, run):
         was, now = before.claims[run], after.claims[run]
-        assert sorted((*was.wants, *was.holds), key=repr) == sorted((*now.wants, *now.holds), key=repr)
+        assert {g.step: g.asks for g in (*was.wants, *was.holds)} == {g.step: g.asks for g in (*now.wants, *now.holds)}
+        assert {g.step for g in now.wants}.isdisjoint(g.step for g in now.holds)
         alone = not any(c.wants or c.holds for n, c in before.claims.items() if n != run)
         assert alone or now == was or room_left(after, there) or not room_left(before, there)
 
