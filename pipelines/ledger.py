@@ -99,14 +99,15 @@ class Turns:
 
     def leave(self) -> None:
         """Want and have nothing any more; where storage does not hear of it, the claim expires."""
-        self._count(self.clock())
+        now = self.clock()
+        self._count(now)
         with suppress(StorageFailed):
             for _ in range(TRIES):
                 there, ledger = self._read()
                 if self.run not in ledger.claims or ledger.claims[self.run].by != processes.this():
                     return
                 served = entered(ledger, self.run, self._claim({}, ()), self._owed)
-                if self._put(without(served, {self.run}), there):
+                if self._put(without(served, {self.run, *self._silent(ledger, now)}), there):
                     return
 
     def _entered(self, now: float, capacity: Capacity, *, grows: bool) -> Collection[str]:

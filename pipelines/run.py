@@ -323,8 +323,8 @@ class _Driver:
         if self.turns is None or self.pool is None or self.attempts is None or self.capacity is None:
             return list(ready), []
         asked = {s.step: self._asks(s) for s in ready if not self.plan.steps[s.step].repeats}
-        unplaced = self.attempts.without_place()
-        taken = self.turns.take(asked, self.capacity, unplaced=unplaced, grows=self.pool.grows)
+        without = self.attempts.without_place()
+        taken = self.turns.take(asked, self.capacity, unplaced=without, grows=self.pool.grows)
         waiting = asked.keys() - taken
         self.due += [(time.monotonic(), s) for s in ready if s.step in waiting]
         behind = {s.step: self.turns.behind[s.step] for s in ready if s.step in waiting & self.turns.behind.keys()}

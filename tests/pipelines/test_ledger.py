@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -240,3 +242,16 @@ def test_a_run_that_is_interrupted_leaves_nothing(store):
 
     assert drive(store, Clock(), passed)[0] == "interrupted"
     assert ledger(store.storage)["claims"] == {}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_pipelines_that_want_the_gpu_of_a_cluster_get_as_much_of_it(four_nodes, tmp_path):
+    words = [sys.executable, "-m", "tests.pipelines.competing", four_nodes.address, str(tmp_path / "store")]
+    told = json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True, timeout=600).stdout)
+    assert told["said"] == ["done", "done"]
+    for number, _ in enumerate(told["order"], 1):
+        so_far = told["order"][:number]
+        assert abs(so_far.count("a") - so_far.count("b")) <= 1, told["order"]
+    (left,) = (tmp_path / "store" / "ledgers").iterdir()
+    assert json.loads(left.read_text())["claims"] == {}

@@ -206,7 +206,19 @@ def test_a_step_that_nothing_could_hold_failed_without_an_attempt(told):
     assert [s.state for s in run.account().steps.values()] == ["done", "failed", "skipped"]
     text = run.page().text
     assert "b failed in attempt 1 with Unschedulable : asks for 9 GPUs." in text
+    assert "waited asks for 9 GPUs." in text
     assert "logs/b" not in text
+
+
+def test_a_step_that_waits_for_its_turn_says_behind_whom(told, capsys):
+    why = "its turn on the cluster comes after run other"
+    run = told().done("a").tell("wait", "b", why=why, behind=["other"])
+    with driven(run):
+        listed = ["ps", "--store", run.store.storage.uri]
+        assert main([*listed, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["waits"] == {"b": why}
+        assert main(listed) == 0
+        assert f"1/3; b waits, {why}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_used_only_stored_results_shows_them_with_the_curves_of_the_run_that_made_them(told):

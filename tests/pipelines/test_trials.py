@@ -1,10 +1,12 @@
 """Searches on Ray: what trials share, what becomes of those that fail, and what a search that was broken off does."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from cluster.pool import Pool
 from operators.catalog import Catalog
 from operators.code import bring
 from pipelines.beginning import started
@@ -22,7 +24,10 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def sought(tmp_path, store, ray_local):
-    """Runs the pipeline with changes; ``made`` is the file that tells how often its base was made."""
+    """Runs the pipeline with changes, on a cluster that others may use too: its trials take turns.
+
+    ``made`` is the file that tells how often its base was made.
+    """
     folder = tmp_path / "sought"
     folder.mkdir()
     made = searched.write(folder)
@@ -33,8 +38,10 @@ def sought(tmp_path, store, ray_local):
         spec = load((folder / "pipeline.yaml").read_text(), catalog=catalog, code=code, changes=changes)
         planned = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite", store), catalog)
         journal = Journal.claim(store.storage, "one")
-        journal.write([started(planned, "one", retries=0, mlflow=mlflow, address="local")])
-        said = run(planned, store, journal, connect=ray_local)
+        journal.write([started(planned, "one", retries=0, mlflow=mlflow, address="auto")])
+        said = run(planned, store, journal, connect=lambda: nullcontext(Pool(shared=True)))
+        (left,) = store.storage.list("ledgers")
+        assert json.loads(store.storage.read(left))["claims"] == {}
         return said, states(history(store.storage, "one"), planned.steps)
 
     start.made = made
