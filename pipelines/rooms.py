@@ -70,7 +70,7 @@ def closed(asks: Resources, free: Rooms) -> Rooms:
     none = Node(cpus=0.0, memory=0.0)
     left: Rooms = Counter()
     for room, machines in free.items():
-        left[Room(room.whole, none) if workers_on(room.whole, asks) > 0 else room] += machines
+        left[Room(room.whole, none) if room.whole.holds(**asks.each) > 0 else room] += machines
     return left
 
 

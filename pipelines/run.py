@@ -313,7 +313,8 @@ class _Driver:
         self.due = [(when, s) for when, s in self.due if when > now]
         # What a step takes, or all that could hold it, may have been lost while it waited: then it is decided again.
         early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
-        early |= {s.step for s in ready if self.capacity and infeasible({s.step: self._asks(s)}, self.capacity)}
+        if self.capacity is not None:
+            early |= {str(p.place[1]) for p in infeasible({s.step: self._asks(s) for s in ready}, self.capacity)}
         for step in early:
             self.progress.end(step)
         return [s for s in ready if s.step not in early]
@@ -322,7 +323,8 @@ class _Driver:
         """Those of which the turn has come, and what is new of those that go on waiting for it."""
         if self.turns is None or self.pool is None or self.attempts is None or self.capacity is None:
             return list(ready), []
-        asked = {s.step: self._asks(s) for s in ready if not self.plan.steps[s.step].repeats}
+        ours = [s for s in ready if not self.plan.steps[s.step].repeats]
+        asked = {s.step: placed(self._asks(s), self.capacity) for s in ours}
         without = self.attempts.without_place()
         taken = self.turns.take(asked, self.capacity, unplaced=without, grows=self.pool.grows)
         waiting = asked.keys() - taken
