@@ -76,8 +76,8 @@ def problems(
     if isinstance(method, Combine):
         if "base" in kinds:
             yield f"base: given with {name}, expected none, as it asks the members alone. Leave it out."
-        if resources.workers > 1:
-            yield f"workers={resources.workers} with {name}, which trains nothing, expected 1. Leave it out."
+        if resources.most > 1:
+            yield f"workers={resources.spoken} with {name}, which trains nothing, expected 1. Leave it out."
         for kind in {k for k in kinds["members"] if k in (Adapter, Delta)}:
             fix = "Merge it into its base first."
             yield f"members: {kind_of(kind)!r} with {name}, expected whole models. {fix}"
@@ -232,7 +232,7 @@ def _write_built(folder: Path, base: Model, members: Sequence[Expert], method: B
 def _learnt(work: Workspace, folder: Path, data: Mapping[str, Dataset], method: Build, length: int) -> dict[str, int]:
     """Learn what is new in a built model, and write it beside the rest."""
     training = training_of(method, num_sets=len(data), length=length, seed=work.seed)
-    resources = replace(work.resources, strategy="ddp" if work.resources.workers > 1 else "single")
+    resources = replace(work.resources, strategy="ddp" if work.resources.most > 1 else "single")
     arguments = {"folder": folder, "data": dict(data), "training": training}
     found, measures = fit(work, _job, arguments, training, resources)
     file = f"{LEARNT}.safetensors"

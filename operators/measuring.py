@@ -50,8 +50,8 @@ def _foreseen(
 ) -> Iterator[str]:
     if lonely := without_base(kinds):
         yield lonely
-    if resources.workers > PARTS:
-        yield f"workers={resources.workers}, expected at most {PARTS}: there are so many parts of the rows. Lower it."
+    if resources.most > PARTS:
+        yield f"workers={resources.spoken}, expected at most {PARTS}: there are so many parts of the rows. Lower it."
     yield from map(str, _out_of_range(statistics, layers, max_rows, length, batch_size, seed))
     folder = home_of(model, base)
     yield from unfit(Training(length=max(2, length)), folder, {"data": data}, _forms(folder, labels))

@@ -1,6 +1,6 @@
 """What one step asks of the cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lfm.errors import FieldError
@@ -21,7 +21,9 @@ class Resources:
     """What one step asks of the cluster; it never changes the result beyond floating-point noise.
 
     Attributes:
-        workers: Processes that share the work. With one, the step computes in its own task.
+        workers: Processes that share the work. With one, the step computes in its own task. Two numbers are the fewest
+            and the most of a step that trains: it starts as soon as the fewest have room, goes on with more where
+            there is more room, and with fewer where a machine is lost or another step waits.
         strategy: How those that train share a model: ``single`` is one process, ``ddp`` gives each a whole copy,
             ``zero1`` shares out the optimizer's moments, ``zero2`` also the gradients, ``zero3`` also the parameters;
             ``auto`` has the plan take the first of these that fits a machine.
@@ -42,7 +44,7 @@ class Resources:
             have yet to come; it is given up then.
     """
 
-    workers: int = 1
+    workers: int | tuple[int, ...] = 1
     strategy: Strategy | Literal["auto"] = "single"
     offload: Literal["none", "cpu"] = "none"
     cpus_per_worker: float = 1.0
@@ -58,7 +60,8 @@ class Resources:
 
     def __post_init__(self) -> None:
         for holds, name, allowed in (
-            (self.workers >= 1, "workers", "workers >= 1"),
+            (not isinstance(self.workers, int) or self.workers >= 1, "workers", "workers >= 1"),
+            (isinstance(self.workers, int) or _ends(self.workers), "workers", "two numbers, 1 <= fewest <= most"),
             (self.strategy in (*STRATEGIES, AUTO), "strategy", f"one of {', '.join((*STRATEGIES, AUTO))}"),
             (
                 self.offload == "none" or (self.offload == "cpu" and self.strategy.startswith("zero")),
@@ -86,9 +89,33 @@ class Resources:
                 raise ResourcesError("resources", name, getattr(self, name), allowed)
 
     @property
+    def least(self) -> int:
+        """The fewest workers: what has to have room before it starts, and for which each must be large enough."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The most workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether their number may change while it works."""
+        return self.least < self.most
+
+    def among(self, workers: int) -> "Resources":
+        """The same with a number of workers that stays."""
+        return replace(self, workers=workers)
+
+    @property
+    def spoken(self) -> str:
+        """The number of workers, or both ends of it, in words."""
+        return f"{self.least} to {self.most}" if self.elastic else f"{self.least}"
+
+    @property
     def grouped(self) -> bool:
         """Whether processes of their own do the work, instead of the step's."""
-        return self.workers > 1 or self.strategy != "single"
+        return self.most > 1 or self.strategy != "single"
 
     @property
     def each(self) -> dict[str, Any]:
@@ -111,14 +138,27 @@ class Resources:
     @property
     def device(self) -> str:
         """What torch calls what each worker computes on."""
-        return "cuda" if self.gpus else "cpu"
+        return "cuda" if self.gpus_per_worker else "cpu"
 
     @property
     def cpus(self) -> float:
-        """CPUs of all workers together."""
-        return self.workers * self.cpus_per_worker
+        """CPUs of the fewest workers together."""
+        return self.least * self.cpus_per_worker
 
     @property
     def gpus(self) -> float:
-        """GPUs of all workers together."""
-        return self.workers * self.gpus_per_worker
+        """GPUs of the fewest workers together."""
+        return self.least * self.gpus_per_worker
+
+    @property
+    def all_memory(self) -> int:
+        """Bytes of host memory that the fewest workers together ask for."""
+        return self.least * self.memory
+
+
+def _ends(workers: object) -> bool:
+    """Whether these are the fewest and the most workers."""
+    match workers:
+        case (int(fewest), int(most)):
+            return 1 <= fewest <= most
+    return False

@@ -64,8 +64,8 @@ def _problems(
     kinds: Mapping[str, Sequence[type[Artifact]]],
     **_: object,
 ) -> Iterator[str]:
-    if resources.workers > 1:
-        yield f"workers={resources.workers}, expected 1: an endpoint has one replica. Leave it out."
+    if resources.most > 1:
+        yield f"workers={resources.spoken}, expected 1: an endpoint has one replica. Leave it out."
     if not 1 <= port <= LAST_PORT:
         yield f"port={port}, expected 1 <= port <= {LAST_PORT}. Give another one."
     if not name.strip():

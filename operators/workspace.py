@@ -95,6 +95,9 @@ class Workspace(Protocol):
     def leaving(self) -> bool:
         """Whether this machine is about to be taken away, or the run to end: keep what there is, raise `Preempted`."""
 
+    def regrouped(self, workers: int, why: str) -> None:
+        """Say that from now on so many workers share the step's work."""
+
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
         """Make what lies at `path`, a file or a folder below `scratch`, an artifact.
 

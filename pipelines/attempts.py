@@ -55,6 +55,11 @@ class Attempts:
     def __bool__(self) -> bool:
         return bool(self._open)
 
+    @property
+    def tasks(self) -> list[Task]:
+        """What they do."""
+        return [attempt.task for attempt in self._open.values()]
+
     def start(self, task: Task, *, alone: bool, labels: Mapping[str, str]) -> None:
         """Hand a task over to a node with such labels."""
         asks = task.resources

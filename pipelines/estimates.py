@@ -95,11 +95,11 @@ def rooms_at(capacity: Capacity) -> list[Room]:
 
 
 def nodes_in(room: Room, asks: Resources, found: Footprint | None) -> int | None:
-    """How many machines a step's workers take there; None where they do not fit."""
+    """How many machines a step's fewest workers take there; None where they do not fit."""
     if short_of(room, asks, found):
         return None
     held = room.node.holds(**{**asks.each, "memory": _host(asks, found)})
-    needed = math.ceil(asks.workers / held) if held else room.max_nodes + 1
+    needed = math.ceil(asks.least / held) if held else room.max_nodes + 1
     return needed if needed <= room.max_nodes else None
 
 
@@ -132,7 +132,7 @@ def too_large(rooms: Sequence[Room], asks: Resources, found: Footprint | None) -
     able = [room for room in rooms if nodes_in(room, replace(asks, memory=0), None) is not None]
     lacking = [said for room in able if (said := short_of(room, asks, found))]
     if not lacking:
-        lacking = [f"{asks.workers} x {_gib(_host(asks, found))} of memory, which {able[0].name!r} does not hold"]
+        lacking = [f"{asks.least} x {_gib(_host(asks, found))} of memory, which {able[0].name!r} does not hold"]
     return lacking[-1]
 
 
@@ -156,9 +156,9 @@ def smallest(rooms: Sequence[Room], asks: Resources, ask: Ask, allowed: Sequence
 
 def _ladder(asks: Resources, allowed: Sequence[Strategy]) -> Iterator[Resources]:
     """From what moves least between workers to what holds least; ``cpu`` last, where a GPU can spare anything."""
-    first: Strategy = "single" if asks.workers == 1 else "ddp"
+    first: Strategy = "single" if asks.most == 1 else "ddp"
     zeros = [s for s in STRATEGIES if s.startswith("zero") and s in allowed]
-    shares = zeros if asks.workers > 1 else []
+    shares = zeros if asks.most > 1 else []
     for strategy in [*([first] if first in allowed else []), *shares]:
         yield replace(asks, strategy=strategy, offload="none")
     for strategy in zeros if asks.gpus else []:
@@ -187,7 +187,7 @@ def settled(
             fix = "Lower micro_batch_size or length, train less of it (lora), or take larger machines."
             said = f"strategy='auto': the least that any takes is {chosen}, expected one that fits. {fix}"
             problems.append(Problem(("steps", name, "resources", "strategy"), said))
-            chosen = replace(asks, strategy="single" if asks.workers == 1 else "ddp", offload="none")
+            chosen = replace(asks, strategy="single" if asks.most == 1 else "ddp", offload="none")
         found[name] = chosen
     return found, problems
 
@@ -214,7 +214,8 @@ class Estimate:
     Attributes:
         state: ``stored``, ``runs``, or what else a plan says.
         room: Where it computes; empty where nothing is computed.
-        nodes: On how many of these.
+        nodes: On how many of these, at most.
+        fewest: On how many at least; another number only where that of its workers may change.
         footprint: What each worker holds; None where nobody knows.
         host: Bytes of host memory of each worker, its code too, and what a machine has for each.
         device: The same of a GPU.
@@ -226,6 +227,7 @@ class Estimate:
     state: str
     room: str = ""
     nodes: int = 0
+    fewest: int = 0
     footprint: Footprint | None = None
     host: Range = (0.0, 0.0)
     device: Range = (0.0, 0.0)
@@ -262,7 +264,7 @@ class Total:
 def estimate(
     state: str, asks: Resources, found: Footprint | None, rooms: Sequence[Room], history: Sequence[float]
 ) -> Estimate:
-    """What one step will take.
+    """What one step will take; where the number of its workers may change, from the fewest to the most that have room.
 
     Args:
         state: As in `Estimate`.
@@ -274,25 +276,46 @@ def estimate(
     placed = None if state == "stored" else place(rooms, asks, found)
     if placed is None:
         return Estimate(state=state, footprint=found)
-    room, nodes = placed
-    seconds: Range | None = None
-    source: Source = ""
-    if history:
-        seconds, source = (min(history), max(history)), "earlier runs"
-    elif found is not None and (rate := _rate(room, asks)) and found.flops:
-        seconds, source = (found.flops / rate, SLACK * found.flops / rate), "operations"
-    per_second = nodes * room.price / 3600
+    room, fewest = placed
+    nodes, most = _largest(room, asks, found)
+    spans, source = _spans(room, (asks, most), found, history)
+    paid = [n * room.price / 3600 for n in (fewest, nodes)]
+    costs = [(low * each, high * each) for (low, high), each in zip(spans, paid, strict=bool(spans))]
     return Estimate(
         state=state,
         room=room.name,
         nodes=nodes,
+        fewest=fewest,
         footprint=found,
-        host=(_host(asks, found), room.memory / math.ceil(asks.workers / nodes)),
+        host=(_host(asks, found), room.memory / math.ceil(asks.least / fewest)),
         device=(float(found.on_device), room.gpu_memory) if found is not None else (0.0, 0.0),
-        seconds=seconds,
+        seconds=_hull(spans),
         source=source,
-        cost=None if seconds is None else (seconds[0] * per_second, seconds[1] * per_second),
+        cost=_hull(costs),
     )
+
+
+def _largest(room: Room, asks: Resources, found: Footprint | None) -> tuple[int, Resources]:
+    """On how many machines most of a step's workers have room, and what it asks for then."""
+    ends = [asks.among(n) for n in range(asks.most, asks.least, -1)]
+    fitting = ((nodes, end) for end in ends if (nodes := nodes_in(room, end, found)) is not None)
+    return next(fitting, (nodes_in(room, asks, found) or 0, asks))
+
+
+def _spans(
+    room: Room, ends: Sequence[Resources], found: Footprint | None, history: Sequence[float]
+) -> tuple[list[Range], Source]:
+    """From the least to the most seconds with each number of workers, and what tells that; none where nobody knows."""
+    if history:
+        return [(min(history), max(history)) for _ in ends], "earlier runs"
+    if found is None or not found.flops or not room.tflops:
+        return [], ""
+    times = [found.flops / _rate(room, end) for end in ends]
+    return [(time, SLACK * time) for time in times], "operations"
+
+
+def _hull(of: Sequence[Range]) -> Range | None:
+    return (min(r[0] for r in of), max(r[1] for r in of)) if of else None
 
 
 def _rate(room: Room, asks: Resources) -> float:
@@ -338,6 +361,7 @@ def plain(one: Estimate) -> dict[str, Any]:
         "state": one.state,
         "group": one.room,
         "nodes": one.nodes,
+        "fewest": one.fewest,
         "memory": held,
         "host": list(one.host),
         "device": list(one.device),

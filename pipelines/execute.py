@@ -91,6 +91,11 @@ class Task:
         """The key of how far it is and what it measures: lines of JSON."""
         return f"runs/{self.run}/measures/{self.step}/{self.attempt}.jsonl"
 
+    @property
+    def groups(self) -> str:
+        """The key of how many workers share its work since when: lines of JSON."""
+        return f"runs/{self.run}/groups/{self.step}/{self.attempt}.jsonl"
+
 
 def execute(task: Task) -> dict[str, Any]:
     """Run one step and commit what it made.
@@ -192,6 +197,7 @@ class _Workspace:
         self._unwritten = unwritten
         self.seed = int(task.fingerprint[:12], 16)
         self._storage, self._key, self._made_by = storage, task.measures, (task.run, task.step)
+        self._groups = task.groups
         self._keep_at = f"checkpoints/{task.fingerprint}"
         self._lines: list[dict[str, Any]] = []
         self._due = 0.0
@@ -239,6 +245,10 @@ class _Workspace:
 
     def leaving(self) -> bool:
         return self._notices.leaving()
+
+    def regrouped(self, workers: int, why: str) -> None:
+        with self._unwritten.noted():
+            self._storage.append(self._groups, f"{json.dumps({'workers': workers, 'why': why})}\n".encode())
 
     def _damaged(self, key: str) -> str:
         """A file of a checkpoint that is not what was kept; empty where all are."""

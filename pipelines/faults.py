@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-EVENTS = ("started", "nodes", "serving", "finished", "wait", "start", "reuse", "commit", "fail")
+EVENTS = ("started", "nodes", "serving", "finished", "wait", "start", "workers", "reuse", "commit", "fail")
 POINTS = (
     # The driver: around everything that it writes down.
     "claim: decided",

@@ -76,8 +76,8 @@ class Event:
     Attributes:
         kind: ``started``, ``serving`` and ``finished`` (the run); ``nodes`` (how many machines of each group there are
             from now on); ``wait`` (a step, for what ``why`` says: a larger cluster, another run's result, its turn),
-            ``start``, ``reuse``, ``commit`` and ``fail`` (a step); ``heard``, which no journal has
-            (`pipelines.view.heard`).
+            ``start``, ``workers`` (how many share its work from now on), ``reuse``, ``commit`` and ``fail`` (a step);
+            ``heard``, which no journal has (`pipelines.view.heard`).
         time: Seconds since 1970.
     """
 
@@ -375,7 +375,7 @@ class Standing:
             self.interrupt(event.time if event.kind == "finished" else self._heard)
         elif old is None:
             pass
-        elif event.kind == "wait" or (event.kind, old.state) == ("reuse", "done"):  # done by an earlier driver
+        elif event.kind in ("wait", "workers") or (event.kind, old.state) == ("reuse", "done"):  # by an earlier driver
             self.steps[event.step] = replace(old, data={**old.data, **event.data})
         elif event.kind in STATES:
             self.steps[event.step] = StepState(

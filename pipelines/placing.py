@@ -14,7 +14,7 @@ def placed(asks: Resources, there: Capacity) -> Resources:
     if asks.gpus or asks.avoid:
         return asks
     plain = [n for n in there.nodes if not n.gpus]
-    return replace(asks, avoid=kinds(there)) if sum(n.holds(**asks.each) for n in plain) >= asks.workers else asks
+    return replace(asks, avoid=kinds(there)) if sum(n.holds(**asks.each) for n in plain) >= asks.least else asks
 
 
 def waiting(there: Capacity) -> Resources:

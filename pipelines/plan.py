@@ -193,11 +193,13 @@ def _spread(name: str, step: StepSpec, verb: Operator[Any]) -> Iterator[Problem]
     asks = step.resources
     for field, unused, why, only in (
         ("strategy", asks.strategy != "single", "trains nothing", "'single'"),
-        ("workers", asks.workers > 1 and not (verb.starts_workers or verb.shares_work), "starts no workers", "1"),
+        ("workers", asks.most > 1 and not (verb.starts_workers or verb.shares_work), "starts no workers", "1"),
+        ("workers", asks.elastic and (verb.starts_workers or verb.shares_work), "trains nothing", "one number"),
         ("out_of_memory", asks.out_of_memory == "micro_batch", "trains nothing", "'memory' or 'nothing'"),
     ):
         if unused:
-            said = f"{field}={getattr(asks, field)!r} for {verb.name!r}, which {why}, expected {only}. Leave it out."
+            given = asks.spoken if field == "workers" else repr(getattr(asks, field))
+            said = f"{field}={given} for {verb.name!r}, which {why}, expected {only}. Leave it out."
             yield Problem(("steps", name, "resources", field), said)
 
 

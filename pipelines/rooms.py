@@ -80,7 +80,7 @@ def _size(room: Room) -> tuple[float, float, float]:
 
 def _filled(asks: Resources, free: Rooms, takes: Sequence[tuple[Room, int]]) -> tuple[Rooms, int]:
     """What is free when machines of each kind, one after the other, take as many workers; and how many none takes."""
-    left, missing = free.copy(), asks.workers
+    left, missing = free.copy(), asks.least
     for room, each in takes:
         if each <= 0 or not missing:
             continue

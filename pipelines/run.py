@@ -18,6 +18,7 @@ from pipelines.attempts import Attempts, unplaced
 from pipelines.execute import Task
 from pipelines.failures import BUDGETS, Failure
 from pipelines.faults import reached
+from pipelines.groups import Groups
 from pipelines.leases import Leases
 from pipelines.ledger import Turns
 from pipelines.limits import Budget, passed
@@ -101,6 +102,7 @@ class _Driver:
         self.hits = {s.name: found[s.fingerprint] for s in plan.steps.values() if s.fingerprint in found}
         self.progress = Outlook(plan, Progress(stored=frozenset(found), forced=forced), budgets=budgets)
         self.leases = Leases(store.storage, journal.run)
+        self.groups = Groups(store.storage)
         self.priority = priority
         self.turns: Turns | None = None  # where others use the cluster too
         self.told: dict[str, tuple[str, ...]] = {}  # what was said of steps that wait for their turn
@@ -258,6 +260,8 @@ class _Driver:
             if stops.asked(self.store.storage, self.journal.run):
                 raise _Ends(stops.ASKED)
         self._count(now)
+        if self.attempts is not None:
+            self._record(self.groups.news(self.attempts.tasks))
         if self.pool is not None:
             self.capacity, self.living = self.pool.capacity(), self.pool.living()
         steps = [self.plan.steps[s] for s in self.progress.elsewhere]
@@ -314,7 +318,7 @@ class _Driver:
         # What a step takes, or all that could hold it, may have been lost while it waited: then it is decided again.
         early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
         if self.capacity is not None:
-            early |= {str(p.place[1]) for p in infeasible({s.step: self._asks(s) for s in ready}, self.capacity)}
+            early |= {str(p.path[1]) for p in infeasible({s.step: self._asks(s) for s in ready}, self.capacity)}
         for step in early:
             self.progress.end(step)
         return [s for s in ready if s.step not in early]
@@ -361,7 +365,8 @@ class _Driver:
             if self.due or self.waits or self.progress.elsewhere:
                 time.sleep(POLL_S)
             return []
-        return [self._ended(task, outcome) for task, outcome in self.attempts.ended(POLL_S)]
+        ended = self.attempts.ended(POLL_S)
+        return [e for task, outcome in ended for e in (*self.groups.news([task]), self._ended(task, outcome))]
 
     def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
         step = self.plan.steps[task.step]

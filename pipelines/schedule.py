@@ -104,6 +104,7 @@ def decide(
 ) -> tuple[Decision, ...]:
     """Everything that can happen now, in plan order: first of what runs. No `Start`, `Reuse` or `Finish` means wait.
 
+    A step whose number of workers may change is held to the fewest: the others it takes, and lets go, by itself.
     A step that has failed more often than a class's budget allows is given up; steps that need it never start. Without
     a `capacity` (no cluster was needed yet) whatever is ready starts. That is what there can be; `living` is what
     there is: a step has its place only where that could hold it, and waits for it as long as for a larger cluster.
@@ -338,7 +339,7 @@ def eased(step: PlannedStep, times: int) -> PlannedStep:
         case "memory":
             return replace(step, resources=replace(asks, memory=asks.memory * 2**times))
         case "micro_batch":
-            size = max(1, _micro_batch(step) // 2**times)
+            size = max(1, _micro_batch(step, asks.most) // 2**times)  # fewer however many workers it had
             return replace(step, params={**step.params, "micro_batch_size": size})
     return step
 
@@ -347,7 +348,7 @@ def relief(step: PlannedStep) -> str:
     """What can be done where a step ran out of memory: ``micro_batch``, ``memory`` or ``nothing``."""
     asks = step.resources
     asked = asks.out_of_memory or ("micro_batch" if step.trains else "memory" if asks.memory else "nothing")
-    return "nothing" if asked == "micro_batch" and _micro_batch(step) == 1 else asked
+    return "nothing" if asked == "micro_batch" and _micro_batch(step, asks.least) == 1 else asked
 
 
 def pause(failed: Mapping[Failure, int]) -> float:
@@ -356,11 +357,11 @@ def pause(failed: Mapping[Failure, int]) -> float:
     return min(PAUSE_S * 4 ** (times - 1), LONGEST_PAUSE_S) if times else 0.0
 
 
-def _micro_batch(step: PlannedStep) -> int:
-    """The most rows that one worker holds at once."""
+def _micro_batch(step: PlannedStep, workers: int) -> int:
+    """The most rows that one of so many workers holds at once."""
     size, rows = step.params.get("micro_batch_size"), step.params["batch_size"]
     assert isinstance(rows, int)
-    return size if isinstance(size, int) else -(-rows // step.resources.workers)
+    return size if isinstance(size, int) else -(-rows // workers)
 
 
 def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Problem]:
@@ -379,7 +380,7 @@ def infeasible(asked: Mapping[str, Resources], capacity: Capacity) -> list[Probl
 
 def _lacking(asks: Resources, capacity: Capacity, machines: Mapping[Node, int]) -> list[tuple[Part, str]]:
     """The field, if it is one, and a sentence for each thing of which there is too little."""
-    memory = asks.workers * asks.memory
+    memory = asks.all_memory
     found: list[tuple[Part, str]] = []
     for asked_for, what, enough, there in (
         ("cpus_per_worker", _counted(asks.cpus, "CPU"), asks.cpus <= capacity.cpus, f"{capacity.cpus:g}"),
@@ -396,7 +397,7 @@ def _lacking(asks: Resources, capacity: Capacity, machines: Mapping[Node, int]) 
         found.append((("accelerator",), sentence))
     if not found and machines:
         held = sum(times * node.holds(**asks.each) for node, times in machines.items())
-        if held < asks.workers:
+        if held < asks.least:
             found.append(((), _scattered(asks, held, tuple(machines))))
     return found
 
@@ -420,7 +421,7 @@ def absent(asks: Resources, most: Capacity, living: Capacity) -> str:
     said = [f"of group {group!r} there are {has[group]} of {can[group]}" for group in can if has[group] < can[group]]
     said.append(f"all that there is are {_counted(living.cpus, 'CPU')} and {_counted(living.gpus, 'GPU')}")
     return (
-        f"asks for {asks.workers} x {_each(asks)}, expected machines for that within {asks.schedule_timeout:g} s; "
+        f"asks for {asks.least} x {_each(asks)}, expected machines for that within {asks.schedule_timeout:g} s; "
         f"{', '.join(said)}. See why no more come, or raise schedule_timeout."
     )
 
@@ -432,7 +433,7 @@ def _scattered(asks: Resources, held: int, nodes: tuple[Node, ...]) -> str:
     has += [_counted(nearest.gpus, "GPU")] if asks.gpus else []
     has += [f"{_sized(nearest.memory)} of memory"] if asks.memory else []
     return (
-        f"asks for {asks.workers} x {_each(asks)}, each on one machine, expected at most {held} of them; the "
+        f"asks for {asks.least} x {_each(asks)}, each on one machine, expected at most {held} of them; the "
         f"machine that comes nearest has {' and '.join(has)}. Lower it, or run it on larger machines."
     )
 
@@ -457,5 +458,5 @@ def _less(room: Capacity, asks: Resources, times: int = 1) -> Capacity:
     return Capacity(
         cpus=room.cpus - times * asks.cpus,
         gpus=room.gpus - times * asks.gpus,
-        memory=room.memory - times * asks.workers * asks.memory,
+        memory=room.memory - times * asks.all_memory,
     )

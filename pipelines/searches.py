@@ -58,7 +58,7 @@ def room(asked: Iterable[Resources], there: Capacity) -> int:
     """For how many of the largest of some steps there is room at once; their drivers take none."""
 
     def times(asks: Resources) -> int:
-        return sum(node.holds(**asks.each) for node in there.machines) // asks.workers
+        return sum(node.holds(**asks.each) for node in there.machines) // asks.least
 
     return max(1, min(map(times, asked), default=1))
 

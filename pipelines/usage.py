@@ -280,13 +280,13 @@ def _part(asks: Resources, machine: Machine | None) -> float:
         return 1.0
     shares = [asks.cpus_per_worker / machine.cpus, asks.memory / machine.memory]
     shares += [asks.gpus_per_worker / machine.gpus] if machine.gpus else []
-    return asks.workers * min(1.0, max(shares))
+    return asks.least * min(1.0, max(shares))
 
 
 def _machines(asks: Resources, machine: Machine | None) -> int:
     """On how many machines its workers are at least."""
     held = 1 if machine is None else max(1, machine.node().holds(**asks.each))
-    return math.ceil(asks.workers / held)
+    return math.ceil(asks.least / held)
 
 
 def _added(parts: Iterator[Mapping[str, float]]) -> dict[str, float]:

@@ -102,6 +102,8 @@ def sentence(event: Event, storage: Storage) -> str:
             again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
             with_less = ", ".join(f"{k}={v}" for k, v in data.get("eased", {}).items())
             return f"{event.step}: started{again}{f' with {with_less}' if with_less else ''}"
+        case "workers":
+            return f"{event.step}: {data['workers']} worker{'s'[: data['workers'] > 1]} from now on, {data['why']}"
         case "reuse":
             return f"{event.step}: reused, {data['artifact']} digest {data['digest'][:12]}"
         case "commit":
@@ -192,7 +194,8 @@ def row(step: str, state: StepState, storage: Storage, now: float) -> tuple[str,
             if elapsed > 0 and last["done"] > first["done"]:
                 pace = (last["done"] - first["done"]) / elapsed
                 rate, left = f"{pace:.3g}/s", seconds((last["total"] - last["done"]) / pace)
-            result = "  ".join(f"{k} {v:.4g}" for k, v in last.get("measures", {}).items())
+            measures = {**last.get("measures", {}), **{k: state.data[k] for k in ("workers",) if k in state.data}}
+            result = "  ".join(f"{k} {v:.4g}" for k, v in measures.items())
     if state.state == "waiting":
         result = escape(str(state.data.get("why", "")))
     if state.state == "failed":
@@ -229,7 +232,7 @@ def _open(own: Sequence[Event]) -> list[str]:
             logs.clear()
         elif event.kind == "start":
             logs[event.step] = event.data["log"]
-        else:
+        elif event.kind != "workers":
             logs.pop(event.step, None)
     return list(logs.values())
 

@@ -4,10 +4,12 @@ They share a folder below the step's scratch: the first worker writes there what
 """
 
 import json
+import math
 import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +22,35 @@ from operators.code import Code, bring
 from operators.learning.learner import Place
 from operators.learning.loop import Job, train
 from operators.resources import Resources
-from operators.sharing.notices import FolderNotShared, Notices
+from operators.sharing.notices import FolderNotShared, Notices, Preempted
 from operators.training import Training
 from operators.workspace import Workspace
 
 TOLD, KEPT = "told.jsonl", "kept"
+ASKED, NODE = "asked", "node"
+"""Files by which a group whose number of workers may change is asked to end, and says where each worker is."""
+LEFT = "left"
+"""What such a group answers with after how many steps it ended, where it was told to."""
+GROUP = "worker group"
 LISTEN_S = 0.2  # how late the step hears of its workers
 
 Make = Callable[..., Job]
+
+
+class GroupFailed(LfmError, RuntimeError):
+    """A group of workers that did not start, or of which one was lost or raised."""
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(who, what)
+        self.who, self.what = who, what
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.what}, expected it to train to the end. The log has its traceback."
+
+    @property
+    def started(self) -> bool:
+        """Whether it got as far as its work."""
+        return self.who != GROUP
 
 
 def learn(
@@ -53,6 +76,7 @@ def packed(
 
 def worker(packed: Mapping[str, Any]) -> dict[str, int]:
     """One process of the group, in Ray Train."""
+    from ray import get_runtime_context
     from ray.train import get_context
     from ray.train.torch import get_device
 
@@ -70,7 +94,13 @@ def worker(packed: Mapping[str, Any]) -> dict[str, int]:
         strategy=resources.strategy,
         offload=resources.offload,
     )
-    return learn(place, make, arguments, training, _Teller(home, place), home)
+    if not resources.elastic:
+        return learn(place, make, arguments, training, _Teller(home, place), home)
+    (home / f"{NODE}-{place.rank}").write_text(get_runtime_context().get_node_id())
+    try:
+        return learn(place, make, arguments, training, _Asked(home, place), home)
+    except Preempted as told:
+        return {LEFT: told.done, "of": told.total}
 
 
 def _log_to(path: Path) -> None:
@@ -109,10 +139,17 @@ class _Teller:
             file.write(json.dumps(line) + "\n")
 
 
+class _Asked(_Teller):
+    """The same, in a group that may be asked to end."""
+
+    def leaving(self) -> bool:
+        return super().leaving() or (not self.place.rank and (self.home / ASKED).exists())
+
+
 @contextmanager
-def listening(work: Workspace, home: Path) -> Iterator[None]:
+def listening(work: Workspace, home: Path) -> Iterator["Listener"]:
     """Pass on what the workers tell while the block runs; afterwards what they printed goes to the step's log."""
-    listener = _Listener(work, home)
+    listener = Listener(work, home)
     ended = threading.Event()
 
     def listen() -> None:
@@ -122,7 +159,7 @@ def listening(work: Workspace, home: Path) -> Iterator[None]:
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
-        yield
+        yield listener
     finally:
         ended.set()
         thread.join()
@@ -133,17 +170,25 @@ def listening(work: Workspace, home: Path) -> Iterator[None]:
         raise listener.failure
 
 
-class _Listener:
-    """Hands on each line once; what the workspace cannot do is said when the workers are done."""
+class Listener:
+    """Hands on each line once; what the workspace cannot do is said when the workers are done.
+
+    Attributes:
+        worked_s: For how many seconds the group has learnt, since its first step.
+        left_s: For how many it will, as fast as it was so far.
+    """
 
     def __init__(self, work: Workspace, home: Path) -> None:
         self.work, self.home = work, home
         self.read = 0
         self.failure: Exception | None = None
+        self.worked_s, self.left_s = 0.0, math.inf
+        self._first: tuple[float, int] | None = None
         (home / TOLD).touch()
         self._point()
 
     def pass_on(self) -> None:
+        """Hand on what was told since the last time."""
         with (self.home / TOLD).open() as file:
             file.seek(self.read)
             while (line := file.readline()).endswith("\n"):
@@ -156,9 +201,16 @@ class _Listener:
                 self.work.keep(self.home / line["keep"])
                 self._point()
             else:
+                self._timed(line["done"], line["total"])
                 self.work.progress(line["done"], line["total"], **line["measures"])
         except (LfmError, OSError) as error:
             self.failure = self.failure or error
+
+    def _timed(self, done: int, total: int) -> None:
+        began, first = self._first = self._first or (time.monotonic(), done)
+        self.worked_s = time.monotonic() - began
+        if done > first:
+            self.left_s = (total - done) * self.worked_s / (done - first)
 
     def _point(self) -> None:
         kept = self.work.kept()

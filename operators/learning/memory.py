@@ -42,7 +42,7 @@ def footprint(found: Rehearsal, training: Training, resources: Resources, *, tea
         resources: On how many workers, and how these share it.
         teacher: Bytes of the weights of whoever is asked.
     """
-    _, times = micro_batch(training, resources.workers)
+    _, times = micro_batch(training, resources.least)
     learnt = int(found.learnt) * WORD
     # While the first micro-batch of a step runs backward, gradients take the place that activations leave.
     grown = int(found.besides if times > 1 else max(found.peak - learnt, 0))
@@ -60,7 +60,7 @@ def footprint(found: Rehearsal, training: Training, resources: Resources, *, tea
         offloaded=away if on_host else 0,
         checkpoint=0 if every == 0 else 3 * learnt,
         device=resources.device,
-        flops=found.flops * times * resources.workers * (training.max_steps or 0),
+        flops=found.flops * times * resources.least * (training.max_steps or 0),
     )
 
 
@@ -73,7 +73,7 @@ class _Kept:
 
 def _shared(found: Rehearsal, resources: Resources, learnt: int) -> _Kept:
     """What a strategy leaves each worker of weights, gradients and moments."""
-    workers, strategy = resources.workers, resources.strategy
+    workers, strategy = resources.least, resources.strategy
     if strategy in ("single", "ddp"):
         return _Kept(parameters=int(found.bytes), gradients=learnt, moments=2 * learnt)
     part = -(-learnt // workers)
@@ -160,7 +160,7 @@ def trained(
         teacher: Bytes of the weights of who is asked.
         deep: Whether all layers have to be there.
     """
-    rows, _ = micro_batch(training, resources.workers)
+    rows, _ = micro_batch(training, resources.least)
     practice = Practice(
         make=make,
         configs=tuple(json.dumps(config, sort_keys=True, default=str) for config in configs),

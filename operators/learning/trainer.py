@@ -14,11 +14,13 @@ import torch
 from lfm.errors import LfmError
 from lfm.method import Method
 from operators.code import brought
-from operators.learning.group import Make, learn, listening, packed, worker
+from operators.learning import elastic
+from operators.learning.group import GROUP, GroupFailed as GroupFailed, Make, learn, listening, packed, worker
 from operators.learning.learner import Place
 from operators.needs import unmet
 from operators.resources import Resources
 from operators.sharing.notices import NodeLost, lost_since, nodes
+from operators.sharing.room import spot
 from operators.training import Training
 from operators.workspace import Workspace
 
@@ -32,26 +34,18 @@ ENVIRONMENT = {
 }
 
 
-class GroupFailed(LfmError, RuntimeError):
-    """A group of workers that did not start, or of which one was lost or raised."""
-
-    def __init__(self, who: str, what: str) -> None:
-        super().__init__(who, what)
-        self.who, self.what = who, what
-
-    def __str__(self) -> str:
-        return f"{self.who}: {self.what}, expected it to train to the end. The log has its traceback."
-
-
 def refused(training: Training, resources: Resources, method: Method | None = None) -> Iterator[str]:
     """What cannot be trained so on such resources, a clause each: part of an operator's ``problems``."""
     if method is not None:
         yield from unmet(method, resources=resources, training=training)
     if training.precision == "float16" and not resources.gpus:
         yield "precision='float16' on a CPU, expected 'bfloat16' or 'float32' there. Change it or ask for a GPU."
-    if resources.workers > 1 and resources.strategy == "single":
+    if resources.elastic and training.checkpoint_every == 0:
+        fix = "Another number of workers goes on from these."
+        yield f"checkpoint_every=0 with workers={resources.spoken}, expected checkpoints. {fix} Leave it out."
+    if resources.most > 1 and resources.strategy == "single":
         yield (
-            f"strategy='single' with workers={resources.workers}, expected ddp, zero1, zero2 or zero3, or one worker. "
+            f"strategy='single' with workers={resources.spoken}, expected ddp, zero1, zero2 or zero3, or one worker. "
             "Name how they share the work."
         )
 
@@ -78,36 +72,46 @@ def fit(
 
     Raises:
         GroupFailed: A group of workers did not start or lost one. What a worker raises on purpose comes as it is.
-        NodeLost: It lost one with its machine.
+        NodeLost: It lost one with its machine, and not even the fewest workers have room any more.
+        Preempted: Its machines are about to be taken away; there is a checkpoint.
     """
     home = work.scratch / "training"
     home.mkdir()
     asks = resources or work.resources
     if asks.grouped:
-        return home / "trained", _together(work, make, arguments, training, asks, home)
+        import ray
+
+        if not ray.is_initialized():
+            raise GroupFailed(GROUP, "there is no Ray in this process")
+        group = partial(_together, work, make, arguments, training, asks)
+        folder, measures = elastic.trained(work, asks, home, group) if asks.elastic else (home, group(asks.most, home))
+        return folder / "trained", measures
     place = Place(device=torch.device(asks.device))
     return home / "trained", learn(place, make, arguments, training, work, home)
 
 
 def _together(
-    work: Workspace, make: Make, arguments: Mapping[str, Any], training: Training, asks: Resources, home: Path
+    work: Workspace,
+    make: Make,
+    arguments: Mapping[str, Any],
+    training: Training,
+    asks: Resources,
+    number: int,
+    home: Path,
 ) -> dict[str, int]:
-    import ray
+    """Train in a group of so many workers, which share a folder."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if not ray.is_initialized():
-        raise GroupFailed("worker group", "there is no Ray in this process")
-    each = {"CPU": asks.cpus_per_worker, "GPU": asks.gpus_per_worker, "memory": asks.memory}
-    with _as_before(), listening(work, home):
+    with _as_before(), listening(work, home) as heard, elastic.watched(asks, number, home, heard):
         trainer = TorchTrainer(
             worker,
             train_loop_config=packed(make, arguments, training, asks, home, brought()),
             torch_config=TorchConfig(backend="nccl" if asks.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=asks.workers,
+                num_workers=number,
                 use_gpu=asks.gpus > 0,
-                resources_per_worker={k: v for k, v in each.items() if v},
+                resources_per_worker=dict(spot(asks).needs),
                 label_selector=asks.labels or None,
             ),
             # Nothing is resumed from it: checkpoints are the workspace's, and what is tried again the schedule decides.
@@ -131,7 +135,7 @@ def _reason(error: Any, lost: Callable[[], tuple[str, ...]]) -> LfmError:
     """The one failure that explains the others: what a worker raised on purpose, a lost machine, or the first one's."""
     failures = getattr(error, "worker_failures", None)
     if not failures:
-        return GroupFailed("worker group", _first_line(getattr(error, "controller_failure", error)))
+        return GroupFailed(GROUP, _first_line(getattr(error, "controller_failure", error)))
     raised = {rank: getattr(e, "_base_exc", e) for rank, e in sorted(failures.items())}
     known = [e for e in raised.values() if isinstance(e, LfmError)]
     if known:

@@ -279,7 +279,7 @@ class _Stream:
         if self._tasks is None:
             return self._threads.each(act, numbers, self._found)
         work = [self._engine.work[act][n] for n in numbers]
-        shares = bundles(work, BUNDLES * self._work.resources.workers)
+        shares = bundles(work, BUNDLES * self._work.resources.most)
         return self._tasks.each(act, [[numbers[i] for i in share] for share in shares], self._found)
 
     def _keep(self) -> None:

@@ -65,7 +65,7 @@ def weighed(
     groups = method.groups(_floats(Weights(base.path)), layer_of)
     used = learnt_before(work.kept())  # by an attempt that had begun to merge
     if used is None:
-        resources = replace(work.resources, strategy="ddp" if work.resources.workers > 1 else "single")
+        resources = replace(work.resources, strategy="ddp" if work.resources.most > 1 else "single")
         folder, _ = fit(work, _job, arguments, training, resources)
         used = method.coefficients(load_file(folder / LEARNT)["learnt"])
     return Learnt(groups, dict(zip(dict.fromkeys(groups.values()), used, strict=True)))

@@ -127,8 +127,8 @@ def unsplittable(network: Network, training: Training, resources: Resources) -> 
     if not network.batchnorm:
         return
     why = "Its batch normalisation takes a batch as a whole"
-    if resources.workers > 1 or resources.strategy != "single":
-        asked = f"workers={resources.workers} with strategy={resources.strategy!r}"
+    if resources.most > 1 or resources.strategy != "single":
+        asked = f"workers={resources.spoken} with strategy={resources.strategy!r}"
         yield f"{asked}, expected one and 'single'. {why}: leave them out, or take a network with batchnorm: false."
     if training.micro_batch_size not in (None, training.batch_size):
         yield f"micro_batch_size={training.micro_batch_size}, expected none. {why}: leave it out."

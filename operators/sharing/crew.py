@@ -173,7 +173,7 @@ class Tasks:
                 return
 
         try:
-            for _ in range(asks.workers):
+            for _ in range(asks.most):
                 start()
             while under_way:
                 (ready, *_), _ = ray.wait(list(under_way), num_returns=1)

@@ -91,7 +91,7 @@ def each_part(
     """
     if not todo:
         return
-    if resources.workers > 1:
+    if resources.most > 1:
         yield from _spread(resources, open_worker, arguments, files, todo)
         return
     worker = open_worker(torch.device(resources.device), **arguments)
@@ -133,7 +133,7 @@ def _asked(resources: Resources, parts: int) -> dict[str, Any]:
     import ray
 
     return {
-        "compute": ray.data.ActorPoolStrategy(size=min(resources.workers, parts)),
+        "compute": ray.data.ActorPoolStrategy(size=min(resources.most, parts)),
         "num_cpus": resources.cpus_per_worker,
         "num_gpus": resources.gpus_per_worker or None,
         "memory": resources.memory or None,

@@ -178,7 +178,7 @@ def estimated(made: Plan, storage: Storage, profile: Profile, state: Mapping[str
 def _packed(asks: Resources, one: Estimate, times: int, rooms: Sequence[Room]) -> int:
     """On how many machines a step is that runs several times at once, if there are as many where it runs alone."""
     room = next((replace(r, max_nodes=times * one.nodes) for r in rooms if r.name == one.room), None)
-    found = None if room is None else nodes_in(room, replace(asks, workers=times * asks.workers), one.footprint)
+    found = None if room is None else nodes_in(room, replace(asks, workers=times * asks.least), one.footprint)
     return found or times * one.nodes
 
 

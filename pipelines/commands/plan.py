@@ -72,7 +72,7 @@ def _json(
 
 
 def _asks(resources: Resources) -> str:
-    workers = f"{resources.workers} x " if resources.workers > 1 else ""
+    workers = f"{resources.spoken} x " if resources.most > 1 else ""
     gpus = f", {resources.gpus_per_worker:g} {resources.accelerator}" if resources.gpus else ""
     shared = f", {resources.strategy}" if resources.strategy != "single" else ""
     return f"{workers}{resources.cpus_per_worker:g} CPU{gpus}{shared}"
@@ -88,7 +88,8 @@ def _estimates(each: Mapping[str, Estimate], profile: Profile) -> Table:
     for column in ("step", "state", "on", "memory", "of", "GPU", "of", "most of it", "time", "from", profile.currency):
         rows.add_column(column)
     for name, one in each.items():
-        where = f"{one.nodes} x {one.room}" if one.room else ""
+        numbers = f"{one.nodes}" if one.fewest == one.nodes else f"{one.fewest} to {one.nodes}"
+        where = f"{numbers} x {one.room}" if one.room else ""
         most = sorted(one.footprint.items().items(), key=lambda i: -i[1])[:2] if one.footprint and one.room else []
         rows.add_row(
             name,

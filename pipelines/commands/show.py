@@ -18,7 +18,7 @@ from pipelines.page.account import account
 from pipelines.page.document import document, write
 from pipelines.store import Store
 from pipelines.usage import Usage, foreseen
-from pipelines.view import drawn, failure, heard, seconds, without_fingerprint
+from pipelines.view import drawn, failure, heard, seconds, sentence, without_fingerprint
 
 SHOWN = 500  # rows, which take a second; --json and --html have all
 
@@ -56,6 +56,9 @@ def act(arguments: Namespace) -> int:
     for step, state in now.items():
         if state.state == "failed":
             print(failure(step, state.data, storage))
+    for event in events:
+        if event.kind == "workers":
+            print(sentence(event, storage))
     if "why" in events[-1].data:  # of a trial that had no plan
         print(events[-1].data["why"])
     if spent is not None:

@@ -27,6 +27,7 @@ class Attempt:
         ended: When it ended, or gave its last sign of life.
         log: The key of what it printed; empty where it never had a process.
         said: What the event of its end noted.
+        groups: How many workers shared its work, one after the other, and why.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Attempt:
     log: str
     lines: Lines
     said: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +186,7 @@ def _attempts(
                 log=start.data["log"],
                 lines=reports[start.data["log"]],
                 said=end.data if end is not None else {},
+                groups=[e.data for e in own if e.kind == "workers" and e.data["attempt"] == start.data["attempt"]],
             )
             found.append(attempt)
         found += [_refusal(e) for e in ends if e.kind == "fail" and not e.data["log"]]

@@ -67,6 +67,11 @@ def _step(step: Step, account: Account) -> Markup:
             ),
             *(("waited", why) for why in step.waits),
             *(
+                (f"workers of attempt {a.number}", "; ".join(f"{g['workers']}: {g['why']}" for g in a.groups))
+                for a in step.attempts
+                if a.groups
+            ),
+            *(
                 (f"log of attempt {a.number}", element("code", f"{account.store}/{a.log}", class_="path"))
                 for a in step.attempts
                 if a.log

@@ -176,6 +176,7 @@ class Work:
         self.scratch.mkdir(parents=True)
         self.told: list[dict[str, float]] = []
         self.checkpoints: list[Path] = []
+        self.groups: list[int] = []
         self.goes_at = float("inf")  # after which step this machine is about to be taken away
 
     def progress(self, done: int, total: int, **measures: float) -> None:
@@ -191,6 +192,9 @@ class Work:
 
     def leaving(self) -> bool:
         return len(self.told) >= self.goes_at
+
+    def regrouped(self, workers: int, why: str) -> None:
+        self.groups.append(workers)
 
     def save(self, kind: Any, path: Path, about: Mapping[str, object] | None = None) -> Any:
         return kind(str(path), "", dict(about or {}))

@@ -30,6 +30,7 @@ PROFILE = Profile(
     groups={"cpu": Group(**CPU), "l4": Group(**SMALL), "h100": Group(**LARGE)},
 )
 ROOMS = rooms_of(PROFILE)
+CPUS = ROOMS[0]
 
 
 def gpus(workers=1, **more):
@@ -146,6 +147,25 @@ def test_times_are_those_of_earlier_runs_or_of_operations_or_unknown():
     assert (nothing.seconds, nothing.source, nothing.cost, nothing.room) == (None, "", None, "cpu")
     assert estimate("stored", Resources(), None, ROOMS, (1.0,)).cost is None
     assert plain(counted)["memory"] == {"parameters": GIB, "flops": 1e15}
+
+
+def test_both_ends_of_a_number_of_workers_are_estimated():
+    asks = Resources(workers=(1, 9), strategy="ddp", cpus_per_worker=8)
+    found = estimate("runs", asks, Footprint(flops=8e12), [CPUS], ())
+    assert (found.fewest, found.nodes) == (1, 4)  # of nine there is room for four
+    # 2 tflops a machine: 4 s on one and 1 s on four, each perhaps twice as long
+    assert found.seconds == (1.0, 8.0)
+    assert found.cost == (pytest.approx(4 / 3600), pytest.approx(8 / 3600))
+    measured = estimate("runs", asks, None, [CPUS], (3600.0,))
+    assert (measured.seconds, measured.cost) == ((3600.0, 3600.0), (1.0, 4.0))
+    alone = estimate("runs", asks.among(1), Footprint(flops=8e12), [CPUS], ())
+    assert (alone.fewest, alone.nodes, alone.seconds) == (1, 1, (4.0, 8.0))
+
+
+def test_the_fewest_workers_decide_whether_a_step_fits_and_how_it_shares():
+    asks = gpus((1, 4), strategy="auto")
+    found, problems = settled({"a": asks}, lambda name, asks: held(16, "cuda"), ROOMS, lambda name: ALL)
+    assert (problems, found["a"].strategy, found["a"].workers) == ([], "ddp", (1, 4))
 
 
 def test_the_total_follows_the_longest_way_and_pays_for_head_and_idle_machines():

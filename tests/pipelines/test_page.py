@@ -197,6 +197,16 @@ def test_a_step_that_failed_once_and_then_went_well_is_done_and_the_failure_stay
     assert "in attempt 2" in run.page().text
 
 
+def test_a_step_whose_number_of_workers_changed_says_how_many_there_were(told):
+    run = told({"a": {"data": "text"}}).start("a").tell("workers", "a", workers=1, why="others wait", attempt=1)
+    run.tell("workers", "a", workers=4, why="there is room for more", attempt=1)
+    with driven(run):
+        assert run.account(now=run.time + 1).steps["a"].state == "running"
+    text = run.fail("a").done("a").finish().page().text
+    assert "workers of attempt 1 1: others wait; 4: there is room for more" in text
+    assert "workers of attempt 2" not in text
+
+
 def test_a_step_that_nothing_could_hold_failed_without_an_attempt(told):
     run = told().done("a").tell("wait", "b", why="asks for 9 GPUs.")
     with driven(run):

@@ -164,6 +164,7 @@ def test_what_is_tried_again_and_how(asks, changes, failed, expected):
         ({}, {"micro_batch_size": None}, 0, None),
         ({}, {"micro_batch_size": None}, 1, 4),
         ({"workers": 2, "strategy": "ddp"}, {"micro_batch_size": None}, 1, 2),
+        ({"workers": (1, 3), "strategy": "ddp"}, {"micro_batch_size": None}, 1, 1),  # less than 3 hold, and 1 holds
         ({}, {"micro_batch_size": 6}, 1, 3),
         ({}, {"micro_batch_size": 6}, 2, 1),
         ({}, {"micro_batch_size": 2}, 9, 1),
@@ -187,6 +188,15 @@ def test_more_memory_is_what_the_step_holds_while_it_runs_again():
     again = Progress(running=frozenset({"a"}), failures={"a": {MEMORY: 1}})
     assert decide(plan, again, there) == ()
     assert decide(plan, replace(again, failures={}), there) == (Start("b"),)
+
+
+def test_a_step_whose_number_of_workers_may_change_is_held_to_the_fewest():
+    asks = Resources(workers=(2, 8), strategy="ddp", memory=3)
+    plan = planned(a=("", 0), b=("", 0))
+    plan = replace(plan, steps={n: replace(s, resources=asks) for n, s in plan.steps.items()})
+    assert decide(plan, Progress(), Capacity(cpus=4, gpus=0, memory=12)) == (Start("a"), Start("b"))
+    assert decide(plan, Progress(), Capacity(cpus=4, gpus=0, memory=11)) == (Start("a"),)
+    assert decide(plan, Progress(running=frozenset({"a"})), Capacity(cpus=4, gpus=0, memory=12)) == (Start("b"),)
 
 
 def test_memory_is_counted_for_every_worker():
@@ -250,6 +260,8 @@ def test_what_nothing_can_hold_any_more_waits_for_as_long_as_it_may(waited, runn
     [
         ({"cpus_per_worker": 4}, None),
         ({"cpus_per_worker": 2, "workers": 3}, None),
+        ({"cpus_per_worker": 2, "workers": (3, 99)}, None),
+        ({"cpus_per_worker": 2, "workers": (4, 99)}, "asks for 8 CPUs, expected at most 6"),
         ({"cpus_per_worker": 5}, "1 x 5 CPUs, each on one machine, expected at most 0 of them; the machine that comes "
          "nearest has 4 CPUs."),
         ({"cpus_per_worker": 3, "workers": 2}, "2 x 3 CPUs, each on one machine, expected at most 1 of them; the "

@@ -206,6 +206,7 @@ steps:
     method: {name: own_method}
 """
 AFTER = "p.yaml:7 step 'a': "
+ENDS = "1 <= fewest <= most"
 MOVE = "Move it there."
 
 
@@ -243,6 +244,9 @@ MOVE = "Move it there."
         ("param: {}", [f"{AFTER}unknown key 'param'. Did you mean 'params'?"]),
         ("resources: 2", [f"{AFTER}resources: 2, expected a mapping. Write it as resources: {{name: value}}."]),
         ("resources: {workers: 0}", [f"{AFTER}resources: workers=0, expected workers >= 1."]),
+        ("resources: {workers: [4, 1]}", [f"{AFTER}resources: workers=(4, 1), expected two numbers, {ENDS}."]),
+        ("resources: {workers: [2]}", [f"{AFTER}resources: workers=(2,), expected two numbers, {ENDS}."]),
+        ("resources: {workers: [1, many]}", [f"{AFTER}resources: workers.1='many', expected an integer."]),
         ("resources: {memory: 8GB}", [f"{AFTER}resources: memory='8GB', expected an integer."]),
         (
             "resources: {strategy: dpp}",

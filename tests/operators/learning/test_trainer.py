@@ -150,7 +150,7 @@ def told(store, step):
 def test_how_workers_share_a_model_is_no_part_of_a_fingerprint(given, store):
     fingerprint = given.plan(store).steps["adapter"].fingerprint
     alone = ("adapter.strategy=single", "adapter.workers=1")
-    for changes in (("adapter.strategy=ddp",), alone, ("adapter.offload=cpu",)):
+    for changes in (("adapter.strategy=ddp",), ("adapter.workers=[1, 4]",), alone, ("adapter.offload=cpu",)):
         assert given.plan(store, *changes).steps["adapter"].fingerprint == fingerprint
     assert given.plan(store, "adapter.seed=4").steps["adapter"].fingerprint != fingerprint
 
@@ -172,6 +172,17 @@ def test_a_strategy_for_what_trains_nothing_is_refused_at_plan_time(given, store
     )
     with pytest.raises(PlanError, match=r"step 'looked': strategy='ddp' for 'evaluate', which trains nothing"):
         given.plan(store)
+
+
+def test_workers_that_may_change_are_refused_where_nothing_is_trained(given, store):
+    looked = "{operator: evaluate, inputs: {model: base, data: {a: pairs}}, resources: {workers: [1, 2]}}"
+    measured = "{operator: measure, inputs: {model: base, data: pairs}, resources: {workers: [1, 2]}}"
+    given.pipeline += f"  looked: {looked}\n  measured: {measured}\n"
+    with pytest.raises(PlanError) as found:
+        given.plan(store)
+    said = "\n".join(found.value.problems)
+    assert "step 'looked': workers=1 to 2 for 'evaluate', which starts no workers, expected 1. Leave it out." in said
+    assert "step 'measured': workers=1 to 2 for 'measure', which trains nothing, expected one number." in said
 
 
 def test_what_a_device_lacks_is_refused():
