@@ -207,10 +207,12 @@ def _below(trials: Mapping[str, Sequence[Event]], own: Sequence[Event], now: flo
     run = str(own[0].data["run"])
     for name, events in trials.items():
         step = name.removeprefix(run).split(TRIAL)[1]
-        for driver in by_driver(events):
+        drivers = by_driver(events)
+        for driver, after in zip(drivers, [*drivers[1:], []], strict=True):
             if own[0].time <= driver[0].time <= ended:
-                over = driver[-1].kind == "finished"
-                yield from (replace(one, step=step) for one in held(driver, 0.0 if over else ended))
+                over = driver[-1].kind == "finished"  # else its process died, at the latest with the one above it
+                until = 0.0 if over else min([ended, *(e.time for e in after[:1])])
+                yield from (replace(one, step=step) for one in held(driver, until))
 
 
 def _profile(own: Sequence[Event]) -> Profile | None:

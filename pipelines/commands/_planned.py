@@ -40,13 +40,13 @@ from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, PlannedStep, pinned, survey, trains
 from pipelines.problems import Problem, unknown_step
 from pipelines.profiles import unreadable
-from pipelines.repeated import TrialsEstimate, trials_estimate
 from pipelines.schedule import infeasible
 from pipelines.searches import Repetition, repeated, repetition
 from pipelines.spec import Draft, Spec, StepSpec, needed
 from pipelines.storage.base import Storage, StorageFailed, UnsupportedStorage, cache
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
+from pipelines.trial_estimates import TrialsEstimate, trials_estimate
 
 HASHING_BYTES = 100 << 20  # files above this are named while they are hashed, which takes a while
 

@@ -16,9 +16,9 @@ from pipelines.commands._planned import Foreseen, capacity_at, estimated, prospe
 from pipelines.estimates import Estimate, Range, Total, plain
 from pipelines.plan import Plan
 from pipelines.profiles import read_profile
-from pipelines.repeated import TrialsEstimate, repetition_plain
 from pipelines.searches import Repetition
 from pipelines.spec import names_in
+from pipelines.trial_estimates import TrialsEstimate, repetition_plain
 from pipelines.view import seconds, without_fingerprint
 
 

@@ -17,10 +17,10 @@ from operators.searching import search
 from pipelines.estimates import Estimate
 from pipelines.lineage import find_run, runs, trial_name, trials
 from pipelines.plan import plan, survey
-from pipelines.repeated import trials_estimate
 from pipelines.searches import differing, part, repetition, room, varied
 from pipelines.spec import load, parsed, trace
 from pipelines.text import Text
+from pipelines.trial_estimates import trials_estimate
 from tests.pipelines.searched import OWN, PIPELINE
 from tests.pipelines.test_plan import Eyes
 
