@@ -47,9 +47,8 @@ def act(arguments: Namespace) -> int:
         print(_said(foreseen.total, foreseen.profile))
         print()
     for name, one in again.items():
-        print(f"search {name}: {_repeated(one)}")
-        if foreseen is not None:
-            print(f"  {_trials(foreseen.searches[name], foreseen.profile)}")
+        estimate = [] if foreseen is None else [_trials(foreseen.searches[name], foreseen.profile)]
+        print(f"search {name}:", "\n  ".join([*_repeated(one), *estimate]))
     for line in without_fingerprint({n: described(made, n) for n in made.steps}):
         print(line)
     for name, artifact in made.inputs.items():
@@ -112,15 +111,14 @@ def _said(total: Total, profile: Profile) -> str:
     return f"total: {_span(total.seconds)}, {_money(total.cost)} {profile.currency} ({parts}){least}"
 
 
-def _repeated(one: Repetition) -> str:
+def _repeated(one: Repetition) -> list[str]:
     """How many trials a search makes, and of what."""
     limit = f" within {seconds(one.max_s)}" if math.isfinite(one.max_s) else ""
     early = ", some of which are ended early" if one.early else ""
+    share = f", all with the same {', '.join(one.shared)}" if one.shared else ""
     times = ", ".join(f"{most} x {name}" for name, most in one.times.items() if most)
-    more = f"; besides the steps above they make at the most {times}" if times else "; they make nothing new"
-    return (
-        f"{one.trials} trials, {one.at_once} at once{limit}{early}{more}, and share {', '.join(one.shared) or 'none'}"
-    )
+    makes = f"make at the most {times}" if times else "make nothing"
+    return [f"{one.trials} trials, {one.at_once} at once{limit}{early}{share}", f"{makes}, besides the steps above"]
 
 
 def _trials(found: TrialsEstimate, profile: Profile) -> str:

@@ -129,11 +129,11 @@ def test_a_plan_says_what_the_trials_of_a_search_take_and_that_others_share_them
     assert plan["total"]["steps"][0] == pytest.approx(steps["tuned"]["cost"][0] + steps["found"]["cost"][0])
 
     out = typed()[1]
-    line = "search found: 4 trials, 4 at once; besides the steps above they make at the most "
-    assert f"{line}2 x tuned, 4 x merged, 4 x measured, and share again\n  each " in out
+    lines = "search found: 4 trials, {} at once, all with the same again\n  make at the most 2 x tuned, 4 x merged, "
+    assert f"{lines.format(4)}4 x measured, besides the steps above\n  each " in out
     assert "without merged, measured, of which nothing is known" in out
     assert main(["plan", "costs.yaml", "--set", "again.resources.strategy=ddp", "--set", "found.concurrency=3"]) == 0
-    assert "search found: 4 trials, 3 at once; besides" in capsys.readouterr().out
+    assert lines.format(3) in capsys.readouterr().out
 
 
 def test_machines_without_the_memory_are_refused_by_name(typed):
