@@ -181,19 +181,22 @@ def _reached(known: Iterable[Result], named: set[str]) -> tuple[set[str], set[st
 
     Where a digest is named and none of the results that have it is, each of them may be the one that is meant.
     """
+    having: dict[str, list[Result]] = {}
+    for one in known:
+        having.setdefault(one.digest, []).append(one)
+    prints = {r.fingerprint: r for r in known}
     kept: dict[str, Result] = {}
-    while True:
-        makers = {r.digest for r in known if r.fingerprint in named}
-        new = [
-            r
-            for r in known
-            if r.fingerprint not in kept and (r.fingerprint in named or (r.digest in named and r.digest not in makers))
-        ]
-        if not new:
-            return set(kept), named
-        for one in new:
-            kept[one.fingerprint] = one
-            named |= {one.digest, *_digests(canonical([one.inputs, one.components.get("inputs")]))}
+    makers: set[str] = set()  # digests of which a result that has them is named
+    new = named
+    while new:
+        makers |= {prints[n].digest for n in new & prints.keys()}
+        found = [prints[n] for n in new & prints.keys()]
+        found += [r for n in new - makers for r in having.get(n, ())]
+        kept |= {r.fingerprint: r for r in found}
+        leads = (_digests(canonical([r.inputs, r.components.get("inputs")])) for r in found)
+        new = {r.digest for r in found}.union(*leads) - named
+        named |= new
+    return set(kept), named
 
 
 def _runs(storage: Storage, gone: Mapping[str, str]) -> Iterator[Garbage]:
