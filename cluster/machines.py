@@ -48,6 +48,16 @@ class NotUp(LfmError, LookupError):
         return f"cluster {self.name!r}: it is not up, expected it to be. Start it with lfm cluster up."
 
 
+class HalfUp(NotUp):
+    """The same where something of it lives, or may: its start was interrupted, or its head has died."""
+
+    def __str__(self) -> str:
+        return (
+            f"cluster {self.name!r}: only a part of it has come up or is left, expected all of it. Go on with "
+            "lfm cluster up, or end it with lfm cluster down."
+        )
+
+
 class OtherCluster(LfmError, RuntimeError):
     """A cluster of the profile's name that is not the profile's."""
 
@@ -157,17 +167,17 @@ def located(profile: Profile, records: Path) -> Profile:
     """The profile as one of a cluster that runs, with its address, its dashboard and where its token is.
 
     Raises:
-        NotUp: It does not.
+        NotUp: It does not; `HalfUp` where something of it does.
         OtherCluster: One of that name runs, but it is not this one.
     """
     if profile.place != "local":
         return profile
     found = _read(records, profile.name)
-    if found is None or not found.address:
+    if found is None:
         raise NotUp(profile.name)
     _check_same(found, profile)
-    if not found.lives(HEAD):
-        raise NotUp(profile.name)
+    if not found.address or not found.lives(HEAD):
+        raise HalfUp(profile.name)
     return replace(profile, place="address", address=found.address, dashboard=found.dashboard, token=found.token)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import machines
-from cluster.machines import MARK, NotUp, OtherCluster, Record, digest, down, located, up
+from cluster.machines import MARK, HalfUp, NotUp, OtherCluster, Record, digest, down, located, up
 from cluster.profile import Group, Head, Profile
 from tests.cluster.machines import Typed, cluster_up
 
@@ -69,10 +69,10 @@ def test_what_is_not_up_is_said_so_and_need_not_be_ended(tmp_path):
     with pytest.raises(NotUp, match="cluster 'p': it is not up, expected it to be"):
         located(PROFILE, tmp_path)
     recorded(tmp_path)  # a start that has not come to its end
-    with pytest.raises(NotUp):
+    with pytest.raises(HalfUp, match="only a part of it has come up or is left, expected all of it"):
         located(PROFILE, tmp_path)
     recorded(tmp_path, address="127.0.0.1:1", nodes={"head": {**machines.processes.this(), "born": 1.0}})
-    with pytest.raises(NotUp):
+    with pytest.raises(HalfUp, match="only a part of it has come up or is left, expected all of it"):
         located(PROFILE, tmp_path)
 
 

@@ -7,9 +7,11 @@ import shlex
 import pytest
 import yaml
 
+from cluster.machines import HalfUp
 from cluster.manifests.rules import broken
 from cluster.profile import ACCELERATOR_LABEL as KIND, PLACES
 from pipelines.__main__ import COMMANDS, main
+from pipelines.commands.clusters import _places, up
 from pipelines.profiles import read_profile, unreadable
 
 PIPELINE = """\
@@ -175,3 +177,20 @@ def test_documents_come_one_by_one_and_as_data(folder, refused, capsys):
 def test_a_pipeline_that_could_not_run_there_is_not_rendered(folder, refused):
     lines = refused("p.yaml", "small.yaml", "--set", "endpoint.resources.accelerator=H100")
     assert any("H100" in line for line in lines)
+
+
+def test_what_was_started_of_a_cluster_whose_start_was_interrupted_is_not_kept_quiet(folder, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def half(profile, _):
+        raise HalfUp(profile.name)
+
+    monkeypatch.setattr(up, "up", interrupted)
+    assert main(["cluster", "up", "p.yaml"]) == 130
+    name = read_profile("p.yaml").name
+    ways = "lfm cluster up p.yaml goes on, lfm cluster down p.yaml ends it."
+    assert capsys.readouterr().out == f"cluster {name} is not up yet: {ways}\n"
+    monkeypatch.setattr(_places, "located", half)
+    assert main(["cluster", "status", "p.yaml"]) == 1
+    assert f"cluster {name} is not up, but for what was started of it" in capsys.readouterr().out

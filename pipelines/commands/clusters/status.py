@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.machines import NotUp
+from cluster.machines import HalfUp, NotUp
 from cluster.profile import HEAD, Profile
 from cluster.seen import Seen
 from pipelines.commands._output import printed, shown
@@ -35,7 +35,8 @@ def _not_up(error: NotUp, arguments: Namespace) -> int:
     if arguments.json:
         printed({"name": error.name, "up": False})
     else:
-        print(f"cluster {error.name} is not up")
+        left = ", but for what was started of it: lfm cluster up goes on, lfm cluster down ends it"
+        print(f"cluster {error.name} is not up{left if isinstance(error, HalfUp) else ''}")
     return 1
 
 
