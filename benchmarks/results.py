@@ -1,7 +1,7 @@
 r"""The kept figures of a folder -> their sections of `RESULTS.md` beside this file; the other sections stay.
 
 for name in training_throughput step_cost distillation_memory first_batch journal plan_size scale verified_copy \
-    merging; do
+    merging search_overhead evolutionary_merging; do
 .venv/bin/python benchmarks/$name.py --json figures/$name.json
 done
 .venv/bin/python benchmarks/seeds.py --json figures/seeds.json

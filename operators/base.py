@@ -45,6 +45,8 @@ class Settings:
     __pydantic_config__ = FIELDS  # a dataclass would take an annotation for a field
     noise: ClassVar[frozenset[str]] = frozenset()
     """Fields that change nothing but floating-point noise: no part of a fingerprint."""
+    adjustable: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may change in the middle of what they set."""
 
     def require(self, holds: bool, field: str, allowed: str) -> None:
         """Raise `HyperparameterError` unless `holds`."""
@@ -221,6 +223,11 @@ class Operator(Generic[T]):
         """The parameters that decide the result."""
         noise = {name for cls in self.bundles.values() for name in cls.noise}
         return {k: v for k, v in params.items() if k not in noise}
+
+    def adjustable(self, method: Method | None) -> frozenset[str]:
+        """The fields of a step, its method's among them, that may change in its middle; none where nothing may."""
+        own = frozenset(name for cls in self.bundles.values() for name in cls.adjustable)
+        return own | method.adjustable if own and method is not None else own
 
     def makes(self, method: Method | None, params: Mapping[str, object]) -> type[Artifact]:
         """What a step makes: where the signature leaves a choice, `kind` or else the method's class decides."""

@@ -1,5 +1,6 @@
 """The verb `search`: runs a part of its own pipeline again and again with other values, and hands on the best of it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,15 +9,21 @@ from typing import Any
 from lfm.errors import LfmError, UnknownName
 from operators.artifact import Adapter, Dataset, Datastore, Delta, Editor, Memory, Metrics, Model, Statistics
 from operators.base import operator
-from operators.searches.sampling import Course, Report, explore
+from operators.searches.lineages import resting
+from operators.searches.members import Train
+from operators.searches.purse import Purse
+from operators.searches.sampling import Attempt, Course, Report, explore
 from operators.searches.space import (
     LEARNING,
     Dimension,
-    Limits,
+    Extent,
     Objective,
+    Population,
     Sampler,
+    SearchError,
     Stop,
     active,
+    followed,
     front,
     fulfilled,
     problems_of,
@@ -24,7 +31,7 @@ from operators.searches.space import (
 from operators.workspace import Outcome, Trials, Workspace
 
 Searched = Model | Adapter | Delta | Editor | Memory | Datastore | Statistics | Dataset
-USUAL = Limits()
+USUAL = Extent()
 
 
 class TrialFailed(LfmError, RuntimeError):
@@ -55,10 +62,12 @@ def _foreseen(
     space: Mapping[str, Dimension],
     objectives: Sequence[Objective],
     sampler: Sampler = "tpe",
-    limits: Limits = USUAL,
+    stop: Stop | None = None,
+    population: Population | None = None,
+    extent: Extent = USUAL,
     **others: object,
 ) -> Iterator[str]:
-    yield from problems_of(space, objectives, sampler, limits)
+    yield from problems_of(space, objectives, sampler, extent, stop, population)
 
 
 @operator(
@@ -78,7 +87,8 @@ def search(
     sampler: Sampler = "tpe",
     seed: int = 0,
     stop: Stop | None = None,
-    limits: Limits = USUAL,
+    population: Population | None = None,
+    extent: Extent = USUAL,
 ) -> Searched:
     """Try other values for fields of the steps that make `result` and `judged`, and hand on the best result.
 
@@ -95,7 +105,8 @@ def search(
         sampler: ``tpe`` and ``cma_es`` learn from trials, ``random`` draws and ``grid`` takes every point.
         seed: Of what is drawn.
         stop: Ends trials early that do worse than others at the same point of one step.
-        limits: How far it goes.
+        population: Replaces trials that do worse by others, on the way through one step; `num_trials` is its size.
+        extent: How far it goes.
 
     Raises:
         SearchFailed: Every trial has failed.
@@ -106,35 +117,53 @@ def search(
     first = Outcome(run="", changes=as_written, state="done", made={"result": result, "judged": judged})
     known = measured(objectives, first)  # an objective that is not there is said now
     before = trials.outcomes()
+    concurrency = min(extent.concurrency or trials.at_once(space), extent.num_trials)
+    purse = purse_of(trials, extent, concurrency)
     course = Course(
         sampler=sampler,
         # What learns is told of trials that were broken off, and would draw again what it drew first after as many.
         seed=seed + len(before) if sampler in LEARNING else seed,
-        limits=limits,
-        concurrency=min(limits.concurrency or trials.at_once(space), limits.num_trials),
+        extent=extent,
+        concurrency=concurrency,
         known=known_points(space, first, before),
         stop=stop,
+        population=population,
+        closed=purse.closed,
+        over=purse.over,
     )
-    print(f"search: {limits.num_trials} trials, {course.concurrency} at once; as written: {_said(objectives, known)}")
+    print(f"search: {extent.num_trials} trials, {course.concurrency} at once; as written: {_said(objectives, known)}")
     done, best = 0, known[0]
 
     def heard(values: Sequence[float]) -> None:
         nonlocal done, best
         done += 1
+        purse.ended = done
         if values:
             best = min(best, values[0], key=lambda value: objectives[0].sign * value)
         now = {objectives[0].name: values[0]} if values else {}
-        work.progress(done, max(done, limits.num_trials), best=best, **now)
+        work.progress(done, max(done, extent.num_trials), best=best, **now)
 
-    explore(
-        partial(judged_at, trials, as_written, known, tuple(objectives), stop),
-        space,
-        objectives,
-        course,
-        folder=work.scratch / "tune",
-        heard=heard,
-    )
-    return best_of(result, objectives, [first, *trials.outcomes()])
+    attempt: Attempt | Train = partial(judged_at, trials, as_written, known, tuple(objectives), stop)
+    if population is not None:
+        attempt = partial(trained_until, trials, tuple(objectives), population)
+    explore(attempt, space, objectives, course, folder=work.scratch / "tune", heard=heard)
+    if population is not None:
+        trials.forget(population.step)
+    ended = [one for one in trials.outcomes() if not (one.state == "stopped" and resting(one.changes, population))]
+    return best_of(result, objectives, [first, *ended])
+
+
+def purse_of(trials: Trials, extent: Extent, concurrency: int) -> Purse:
+    """What the search may spend; where that is not limited, nobody asks what anything costs.
+
+    Raises:
+        SearchError: It is limited, and nothing has a price.
+    """
+    if not extent.max_cost:
+        return Purse(most=math.inf, at_once=concurrency, spent=lambda: 0.0)
+    if trials.spent() is None:
+        raise SearchError("search", "max_cost", extent.max_cost, "0 without prices of machines, which a profile has")
+    return Purse(most=extent.max_cost, at_once=concurrency, spent=lambda: trials.spent() or 0.0)
 
 
 def judged_at(
@@ -155,8 +184,8 @@ def judged_at(
         return known
 
     def heard(at: int, measures: Mapping[str, float]) -> None:
-        if stop is not None and stop.measure in measures:
-            report(at, measures[stop.measure])
+        if stop is not None and followed(stop) in measures:
+            report(at, measures[followed(stop)])
 
     done = trials.run(changes) if stop is None else trials.run(changes, step=stop.step, heard=heard)
     if done.state == "stopped":
@@ -164,6 +193,30 @@ def judged_at(
     if done.state != "done":
         raise TrialFailed(done.run, done.error or done.state)
     return measured(objectives, done)
+
+
+def trained_until(
+    trials: Trials, objectives: Sequence[Objective], population: Population, changes: Mapping[str, Any]
+) -> float | Sequence[float]:
+    """What a trial of a population measures where it rests, or the values of the objectives at its end.
+
+    One that fails on the way is the worst of all there, so that another one takes its place.
+
+    Raises:
+        TrialFailed: It failed at its end.
+        UnknownName: It does not measure what trials are compared by.
+    """
+    done = trials.run(changes)
+    if done.state == "stopped":
+        measure = followed(population)
+        if measure not in done.measures:
+            raise UnknownName(f"measure of step {population.step!r}", measure, tuple(done.measures))
+        return float(done.measures[measure])
+    if done.state == "done":
+        return measured(objectives, done)
+    if resting(changes, population):
+        return math.inf if population.direction == "minimize" else -math.inf
+    raise TrialFailed(done.run, done.error or done.state)
 
 
 def measured(objectives: Sequence[Objective], trial: Outcome) -> tuple[float, ...]:

@@ -1,10 +1,27 @@
 """The settings that every step which follows a gradient shares."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from operators.base import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change(Settings):
+    """Other values in the middle of a training.
+
+    Attributes:
+        at: Steps of the optimizer after which they hold.
+        values: By field; only such as are `adjustable`, the method's among them. None at all changes nothing.
+    """
+
+    at: int
+    values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.require(self.at >= 1, "at", "at >= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +53,13 @@ class Training(Settings):
             fiftieth of the time.
         validate_every: Steps between looks at the held-out data; 0 never looks.
         patience: Looks without a better loss after which it ends with the best weights; None never.
+        midway: Values that change on the way, each from some step on, in order.
+        rest_at: Steps after which it stops unfinished, and keeps a checkpoint from which the same step without it, or
+            with changes from there on, goes on; None never. A search with a population has its trials rest.
     """
 
-    noise = frozenset({"micro_batch_size", "gradient_checkpointing", "checkpoint_every"})
+    noise = frozenset({"micro_batch_size", "gradient_checkpointing", "checkpoint_every", "rest_at"})
+    adjustable = frozenset({"learning_rate", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm"})
 
     max_steps: int | None = None
     epochs: float = 1.0
@@ -61,6 +82,8 @@ class Training(Settings):
     checkpoint_every: int | None = None
     validate_every: int = 0
     patience: int | None = None
+    midway: tuple[Change, ...] = ()
+    rest_at: int | None = None
 
     def __post_init__(self) -> None:
         self.require(self.max_steps is None or self.max_steps >= 0, "max_steps", "max_steps >= 0")
@@ -91,6 +114,9 @@ class Training(Settings):
         self.require(
             self.patience is None or self.validate_every > 0, "patience", "none, or validate_every > 0 beside it"
         )
+        places = [change.at for change in self.midway]
+        self.require(places == sorted({*places}), "midway", "each change after the one before it")
+        self.require(self.rest_at is None or self.rest_at >= 1, "rest_at", "rest_at >= 1, or none")
 
     def steps(self, rows: int) -> int:
         """Steps of the optimizer for so many rows; an epoch's last batch is filled from the next epoch."""

@@ -21,13 +21,14 @@ class Outcome:
     Attributes:
         run: The trial's own run.
         changes: The values that were changed, by ``STEP.FIELD``.
-        state: ``done``, ``failed``, ``stopped`` (by who followed it) or ``interrupted``.
+        state: ``done``, ``failed``, ``stopped`` (by who followed it, or where a step was to rest) or ``interrupted``.
         error: Why it failed; empty where it did not.
         began: Seconds since 1970.
         seconds: How long it took.
         computed: The steps that ran.
         reused: The steps whose results were in the store.
         made: What the steps made that the operator's inputs name, by input.
+        measures: What a step measured where it was to rest.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Outcome:
     computed: Sequence[str] = ()
     reused: Sequence[str] = ()
     made: Mapping[str, Artifact] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trials(Protocol):
@@ -62,6 +64,12 @@ class Trials(Protocol):
 
     def outcomes(self) -> list[Outcome]:
         """What became of all that this step has begun so far, in that order, by earlier attempts too."""
+
+    def spent(self) -> float | None:
+        """What the machines have cost while the operator's step ran, earlier attempts too; None without prices."""
+
+    def forget(self, step: str) -> None:
+        """Drop the checkpoints at which a step of trials rests: none will go on from there."""
 
 
 class Workspace(Protocol):

@@ -65,6 +65,7 @@ class Task:
     Attributes:
         inputs: What fills each edge: an artifact, several, or several by name. Those of other steps have a digest
             and no URI.
+        earlier: As a `PlannedStep` has it.
     """
 
     store: str
@@ -80,6 +81,7 @@ class Task:
     fingerprint: str
     components: Mapping[str, Any]
     code: Code
+    earlier: tuple[tuple[int, str], ...] = ()
 
     @property
     def log(self) -> str:
@@ -198,7 +200,7 @@ class _Workspace:
         self.seed = int(task.fingerprint[:12], 16)
         self._storage, self._key, self._made_by = storage, task.measures, (task.run, task.step)
         self._groups = task.groups
-        self._keep_at = f"checkpoints/{task.fingerprint}"
+        self._keep_at, self._earlier = checkpoints_of(task.fingerprint), task.earlier
         self._lines: list[dict[str, Any]] = []
         self._due = 0.0
         self._trusted: set[str] = set()  # checkpoints that this process has made or looked through
@@ -223,7 +225,7 @@ class _Workspace:
 
     def keep(self, folder: Path) -> None:
         self.flush()  # what was measured up to here is not measured again by who goes on from it
-        older = self._checkpoints()
+        older = self._checkpoints(self._keep_at)
         number = int(older[-1].partition("-")[0]) + 1 if older else 1
         name = f"{number:06}-{_listed(folder)}"
         self._storage.adopt(folder, f"{self._keep_at}/{name}")
@@ -233,8 +235,14 @@ class _Workspace:
             self._storage.delete(f"{self._keep_at}/{gone}")
 
     def kept(self) -> Path | None:
-        for name in reversed(self._checkpoints()):
-            key = f"{self._keep_at}/{name}"
+        own = self._newest(self._keep_at)
+        others = ((at, self._newest(checkpoints_of(fingerprint))) for at, fingerprint in self._earlier)
+        return own or next((found for at, found in others if found is not None and _far(found) <= at), None)
+
+    def _newest(self, folder: str) -> Path | None:
+        """The newest checkpoint of a folder that is what was kept; damaged ones go."""
+        for name in reversed(self._checkpoints(folder)):
+            key = f"{folder}/{name}"
             damaged = "" if name in self._trusted else self._damaged(key)
             if not damaged:
                 self._trusted.add(name)
@@ -266,14 +274,14 @@ class _Workspace:
     def forget(self) -> None:
         """Drop the checkpoints, which nobody needs once the step's result is there; what stays, `lfm gc` finds."""
         try:
-            for name in self._checkpoints():
+            for name in self._checkpoints(self._keep_at):
                 self._storage.delete(f"{self._keep_at}/{name}")
         except StorageFailed as error:
             print(f"Checkpoints of a finished step stay: {error.where}: {error.what}.", file=sys.stderr)
 
-    def _checkpoints(self) -> list[str]:
+    def _checkpoints(self, folder: str) -> list[str]:
         """The names of the whole ones, oldest first: a manifest is what `adopt` moves in last."""
-        keys = (k.removeprefix(f"{self._keep_at}/").split("/") for k in self._storage.list(self._keep_at))
+        keys = (k.removeprefix(f"{folder}/").split("/") for k in self._storage.list(folder))
         return sorted(name for name, *rest in keys if rest == [MANIFEST])
 
     def save(self, kind: type[A], path: Path, about: Mapping[str, object] | None = None) -> A:
@@ -290,6 +298,16 @@ class _Workspace:
         from pipelines.trials import Repeated  # which drives runs, and so has what this file serves
 
         return Repeated.of(self._storage, *self._made_by)
+
+
+def checkpoints_of(fingerprint: str) -> str:
+    """The folder that a step's checkpoints are kept in."""
+    return f"checkpoints/{fingerprint}"
+
+
+def _far(checkpoint: Path) -> int:
+    """After how many steps a training has kept it."""
+    return int(json.loads((checkpoint / MANIFEST).read_bytes())["step"])
 
 
 def _listed(folder: Path) -> str:

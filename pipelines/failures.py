@@ -25,6 +25,8 @@ class Failure(StrEnum):
     """It did not end in the time that it had."""
     CAPACITY = "capacity"
     """Nothing in the cluster could hold it, for as long as it may wait for that."""
+    RESTED = "rested"
+    """It was to go no further, and keeps what it had done."""
     OTHER = "other"
     """Its process died, or anything else."""
 
@@ -37,6 +39,7 @@ BUDGETS: Mapping[Failure, int] = {
     Failure.STORAGE: 2,
     Failure.TIMEOUT: 0,
     Failure.CAPACITY: 0,
+    Failure.RESTED: 0,
     Failure.OTHER: 0,
 }
 """How many failures of each class a step survives."""
@@ -64,6 +67,7 @@ NAMES = {
     "OutOfMemoryError": Failure.MEMORY,
     "Preempted": Failure.PREEMPTION,
     "PreemptionError": Failure.PREEMPTION,
+    "Rested": Failure.RESTED,
     "Terminated": Failure.OTHER,
     "NodeLost": Failure.NODE,
     "NodeDiedError": Failure.NODE,

@@ -2,15 +2,17 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.profile import HEAD, Profile
 from pipelines.lineage import Event, by_driver
 from pipelines.problems import Problem
+from pipelines.steps import StepSpec
 from pipelines.usage import HOUR_S, spans
 
 DRAIN_S = 30.0
+UNPRICED = "no machine has a price, expected price_per_hour in the profile"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,20 +71,37 @@ class Budget:
         return DRAIN_S if self.profile is None else self.profile.drain_s
 
 
-def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0) -> Spent:
+def spent(events: Iterable[Event], profile: Profile | None, now: float = 0.0, *, step: str = "") -> Spent:
     """What the events of a run tell of all its drivers.
 
     Args:
         events: All of one run.
         profile: Has the prices; without one nothing costs anything.
         now: The time, where the last driver lives.
+        step: Only what was spent while this step ran, whoever used the machines; empty for all.
     """
     so_far = Spent()
     drivers = by_driver(events)
     for own in drivers:
-        for span in spans(own, now if own is drivers[-1] else 0.0):
-            so_far = so_far.after(span.seconds, span.counts, profile)
+        until = now if own is drivers[-1] else 0.0
+        times = list(_ran(own, step, until)) if step else [(own[0].time, math.inf)]
+        for span in spans(own, until):
+            seconds = math.fsum(max(0.0, min(span.ended, over) - max(span.began, began)) for began, over in times)
+            so_far = so_far.after(seconds, span.counts, profile)
     return so_far
+
+
+def _ran(own: Sequence[Event], step: str, now: float) -> Iterator[tuple[float, float]]:
+    """When a step of one driver ran, from when to when."""
+    began = math.inf
+    for event in own:
+        if event.step == step and event.kind == "start":
+            began = event.time
+        elif event.step == step and event.kind in ("commit", "fail") and began < math.inf:
+            yield began, event.time
+            began = math.inf
+    if began < math.inf:
+        yield began, max(now, own[-1].time)
 
 
 def senseless(limits: Limits, profile: Profile) -> Iterator[Problem]:
@@ -90,9 +109,21 @@ def senseless(limits: Limits, profile: Profile) -> Iterator[Problem]:
     if limits.deadline_s <= profile.drain_s:
         allowed = f"more than the profile's drain_s of {profile.drain_s:g} s, for which steps may take to end"
         yield Problem(("--deadline",), f"--deadline: {limits.deadline_s:g} s, expected {allowed}.")
-    if limits.max_cost < math.inf and not profile.cost(dict.fromkeys((HEAD, *profile.groups), 1.0)):
-        said = "no machine has a price, expected price_per_hour in the profile"
-        yield Problem(("--max-cost",), f"--max-cost: {said}.")
+    if limits.max_cost < math.inf and not priced(profile):
+        yield Problem(("--max-cost",), f"--max-cost: {UNPRICED}.")
+
+
+def priced(profile: Profile | None) -> bool:
+    """Whether it is known what some machine costs."""
+    return profile is not None and profile.cost(dict.fromkeys((HEAD, *profile.groups), 1.0)) > 0
+
+
+def unpriced(steps: Mapping[str, StepSpec], profile: Profile | None) -> Iterator[Problem]:
+    """The steps that are to end before they have cost too much, where nobody knows what anything costs."""
+    for name, step in steps.items():
+        if step.params.get("max_cost") and not priced(profile):
+            why = UNPRICED if profile is not None else "no profile, expected one with prices. Name it with --cluster"
+            yield Problem(("steps", name, "params", "max_cost"), f"max_cost: {why}.")
 
 
 def passed(limits: Limits, so_far: Spent, ahead_s: float, nodes: Mapping[str, float], profile: Profile | None) -> str:

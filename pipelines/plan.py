@@ -78,6 +78,8 @@ class PlannedStep:
         starts_workers: What it starts asks for its resources; its own task asks for none.
         trains: It follows a gradient, so that its micro-batch may be smaller without another result.
         repeats: Its trials, which are runs, ask for resources; it needs none itself.
+        earlier: Where it changes midway, the fingerprints of the same step without its last changes, and up to how
+            many steps that one does the same: its checkpoints up to there are as good as its own. The latest first.
     """
 
     name: str
@@ -95,6 +97,7 @@ class PlannedStep:
     components: Mapping[str, Any]
     unhashed: tuple[str, ...] = ()
     repeats: bool = False
+    earlier: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,17 +288,23 @@ def _planned(
     sources = reached(tuple(modules))
     inputs = {k: _resolved(r, known) for k, r in step.inputs.items()}
     params = verb.decisive(step.params)
-    components = {
-        "operator": step.operator,
-        "inputs": inputs,
-        "method": method,
-        "params": params,
-        "order": dict(_orders({"inputs": inputs, "method": method, "params": params})),
-        "source": dict(sources.modules),
-        "libraries": dict(sources.libraries),
-        "accelerator": step.resources.accelerator,
-    }
-    canonical = _canonical(components)
+
+    def canonical_with(params: Mapping[str, object]) -> str:
+        return _canonical(
+            {
+                "operator": step.operator,
+                "inputs": inputs,
+                "method": method,
+                "params": params,
+                "order": dict(_orders({"inputs": inputs, "method": method, "params": params})),
+                "source": dict(sources.modules),
+                "libraries": dict(sources.libraries),
+                "accelerator": step.resources.accelerator,
+            }
+        )
+
+    canonical = canonical_with(params)
+    before = _without_last_changes(params) if trains(verb) else ()
     lacking = [n for n in step.references() if not known[n]]
     unhashed = (
         *(f"step {n!r} has none" if n in spec.steps else f"input {n!r} was not hashed" for n in lacking),
@@ -317,7 +326,15 @@ def _planned(
         components=json.loads(canonical),
         unhashed=tuple(dict.fromkeys(unhashed)),
         repeats=bool(verb.repeats),
+        earlier=() if unhashed else tuple((at, _hash(canonical_with(params))) for at, params in before),
     )
+
+
+def _without_last_changes(params: Mapping[str, object]) -> Iterator[tuple[int, dict[str, object]]]:
+    """A training's parameters without its last change, without its last two, and so on, with where that one is."""
+    changes: Any = params["midway"]
+    for number in reversed(range(len(changes))):
+        yield changes[number]["at"], {**params, "midway": changes[:number]}
 
 
 def _read_by_name(step: StepSpec, spec: Spec, catalog: Catalog) -> list[str]:

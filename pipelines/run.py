@@ -426,6 +426,7 @@ class _Driver:
             fingerprint=step.fingerprint,
             components=step.components,
             code=self.plan.spec.code,
+            earlier=step.earlier,
         )
 
     def _filled(self, reference: Reference) -> Any:

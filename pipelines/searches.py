@@ -11,7 +11,8 @@ from lfm.method import Method
 from operators.base import Operator
 from operators.catalog import Catalog
 from operators.resources import Resources
-from operators.searches.space import Dimension, Space, Stop, active, fulfilled
+from operators.searches.lineages import CHANGES, REST
+from operators.searches.space import Dimension, Population, Space, Stop, active, fulfilled
 from pipelines.changes import vary, written as written_in
 from pipelines.problems import Places, Problem, near, shown
 from pipelines.spec import Draft, Spec, build, dump, names_in, needed
@@ -141,10 +142,33 @@ def space_problems(name: str, spec: Spec, catalog: Catalog) -> Iterator[Problem]
         for sentence in dict.fromkeys(_refused(key, space, trial, catalog)):
             yield Problem(("steps", name, "params", "space"), f"space: {sentence}")
     yield from _unmeasured(name, spec, verb)
-    stop = _arguments(name, spec, verb).get("stop")
-    if isinstance(stop, Stop) and stop.step not in trial.steps:
-        said = f"stop: no step of the trials is called {stop.step!r}. {near(stop.step, trial.steps)}"
-        yield Problem(("steps", name, "params", "stop"), said)
+    for rule in ("stop", "population"):
+        asked = _arguments(name, spec, verb).get(rule)
+        if isinstance(asked, Stop | Population):
+            for sentence in _unfollowed(asked, space, trial, catalog):
+                yield Problem(("steps", name, "params", rule), f"{rule}: {sentence}")
+
+
+def _unfollowed(rule: Stop | Population, space: Space, trial: Spec, catalog: Catalog) -> Iterator[str]:
+    """Why trials cannot be followed through a step, or their values not be changed in the middle of it."""
+    if rule.step not in trial.steps:
+        yield f"no step of the trials is called {rule.step!r}. {near(rule.step, trial.steps)}"
+        return
+    if isinstance(rule, Stop):
+        return
+    step = trial.steps[rule.step]
+    allowed = sorted(catalog.operator(step.operator).adjustable(step.method))
+    if not allowed:
+        yield f"step {rule.step!r} ({step.operator}) follows no gradient, expected one that trains. Name that one."
+        return
+    for parameter in (CHANGES, REST):
+        if step.params[parameter]:
+            yield f"step {rule.step!r} has {parameter} itself, expected none: trials are given theirs. Leave it out."
+    for key in space:
+        where, _, field = key.partition(".")
+        if where == rule.step and field.rpartition(".")[2] not in allowed:
+            said = f"{key!r} cannot change while {rule.step!r} trains, expected one of {', '.join(allowed)}"
+            yield f"{said}. Search others without a population."
 
 
 def varied_methods(name: str, spec: Spec, catalog: Catalog) -> list[type[Method]]:

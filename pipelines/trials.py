@@ -14,6 +14,7 @@ from typing import Any
 from cluster.capacity import Capacity
 from cluster.connect import capacity
 from cluster.pool import Began, Ended, Handle, Pool
+from cluster.profile import Profile
 from lfm.errors import LfmError
 from operators.artifact import KINDS
 from operators.catalog import Catalog
@@ -21,8 +22,10 @@ from operators.code import Code
 from operators.workspace import Heard, Outcome
 from pipelines.beginning import started
 from pipelines.changes import written
-from pipelines.execute import memory_of, modules
+from pipelines.execute import checkpoints_of, memory_of, modules
+from pipelines.failures import Failure
 from pipelines.inputs.inspector import Looks
+from pipelines.limits import priced, spent
 from pipelines.lineage import Event, Journal, RunIsLive, history, trial_name, trials
 from pipelines.plan import Plan, PlanError, of_run, plan
 from pipelines.problems import Places
@@ -122,6 +125,22 @@ class Repeated:
         own = (one for one in found if one is not None)
         return sorted(own, key=lambda one: (one.began, one.run))
 
+    def spent(self) -> float | None:
+        """What the machines have cost while the step ran that repeats these, whoever has used them."""
+        profile = self._profile()
+        if not priced(profile):
+            return None
+        events = history(open_storage(self.store), self.run_name)
+        return spent(events, profile, time.time(), step=self.step).cost
+
+    def forget(self, step: str) -> None:
+        """Drop the checkpoints at which a step of trials rests."""
+        storage = open_storage(self.store)
+        for name in trials(storage, self.run_name, self.step):
+            events = history(storage, name)
+            if any(e.step == step for e in _rested(events)):
+                storage.delete(checkpoints_of(events[0].data["steps"][step]["fingerprint"]))
+
     def _drive(self, storage: Storage, journal: Journal, changes: Mapping[str, Any], watch: Watch) -> None:
         store = Store(storage)
         noted: dict[str, Any] = {
@@ -150,6 +169,8 @@ class Repeated:
                 priority=self.priority,
                 watch=watch,
             )
+            if _rested(history(storage, journal.run)):
+                journal.write([Event("finished", data={"status": "stopped"}, time=time.time())])
         except PlanError as error:
             journal.write([_failed(error)])
         except SystemExit:
@@ -163,8 +184,11 @@ class Repeated:
 
     def _most(self) -> Capacity | None:
         """What the cluster grows to; None where it is as it is."""
-        profile, _ = profile_of(self.profile) if self.profile else (None, [])
+        profile = self._profile()
         return None if profile is None else profile.capacity()
+
+    def _profile(self) -> Profile | None:
+        return profile_of(self.profile)[0] if self.profile else None
 
     def _catalog(self) -> Catalog:
         return Catalog(modules(self.code))
@@ -226,6 +250,11 @@ def within(most: Capacity | None = None, *, shared: bool = False) -> Iterator[Po
             pool.end(handle)
 
 
+def _rested(events: Sequence[Event]) -> list[Event]:
+    """What steps said that were to go no further."""
+    return [e for e in events if e.kind == "fail" and e.data["class"] == Failure.RESTED]
+
+
 def _failed(error: LfmError) -> Event:
     return Event("finished", data={"status": "failed", "why": str(error)}, time=time.time())
 
@@ -260,7 +289,14 @@ def outcome(storage: Storage, name: str, names: Mapping[str, str]) -> Outcome | 
             for edge, step in names.items()
             if step in made
         },
+        measures=_measured(storage, _rested(events)),
     )
+
+
+def _measured(storage: Storage, rested: Sequence[Event]) -> Mapping[str, float]:
+    """What a step measured last before it rested."""
+    lines = [one for one in measured(storage, rested[-1].data["log"]) if "measures" in one] if rested else []
+    return lines[-1]["measures"] if lines else {}
 
 
 def _why(last: Event, ends: Mapping[str, Event]) -> str:

@@ -53,6 +53,7 @@ class Hidden(DistillFeatures):
     """
 
     reference, area, leaf = "arXiv:1909.10351", "distillation", "base"
+    adjustable = frozenset({"logits_share", "temperature"})
 
     mapping: Literal["uniform", "last"] | tuple[tuple[int, int], ...] = "uniform"
     distance: Literal["mse", "cosine"] = "mse"

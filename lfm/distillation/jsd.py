@@ -48,6 +48,7 @@ class JSD(Distill):
     """
 
     reference, area, leaf = "arXiv:2306.13649", "distillation", "base"
+    adjustable = frozenset({"beta", "temperature"})
 
     beta: float = 0.5
     student_share: float = 0.5

@@ -43,6 +43,7 @@ class ReverseKL(Distill):
     """
 
     reference, area, leaf = "arXiv:2306.08543", "distillation", "base"
+    adjustable = frozenset({"temperature"})
 
     student_share: float = 1.0
     temperature: float = 1.0

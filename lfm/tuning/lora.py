@@ -42,6 +42,7 @@ class LoRA(Tune):
 
     reference, area, leaf = "arXiv:2106.09685", "tuning", "A1b"
     gives = "adapter"
+    adjustable = frozenset({"dropout"})
 
     rank: int = 8
     alpha: float = 16.0

@@ -20,7 +20,8 @@ import torch
 from lfm.errors import LfmError
 from operators.code import Code, bring
 from operators.learning.learner import Place
-from operators.learning.loop import Job, train
+from operators.learning.loop import Job, Rested, far, train
+from operators.learning.stretches import stretches
 from operators.resources import Resources
 from operators.sharing.notices import FolderNotShared, Notices, Preempted
 from operators.training import Training
@@ -57,8 +58,17 @@ def learn(
     place: Place, make: Make, arguments: Mapping[str, Any], training: Training, work: Any, home: Path
 ) -> dict[str, int]:
     """Train what `make` puts together; the first worker writes the result to ``trained`` in `home`."""
-    job = make(place, **arguments)
-    trained = train(job, training, place, work, home)
+    parts = stretches(training, arguments)
+    done = far(work.kept()) if len(parts) > 1 else 0
+    for part in parts:
+        if part is not parts[-1] and part.training.rest_at is not None and part.training.rest_at <= done:
+            continue  # its checkpoint is there
+        job = make(place, **part.arguments)
+        try:
+            trained = train(job, part.training, place, work, home, least=part.first)
+        except Rested:
+            if part is parts[-1]:
+                raise
     if place.rank == 0:
         (home / "trained").mkdir()
         job.export(trained.weights, home / "trained")
@@ -118,18 +128,28 @@ class _Teller:
 
     def __init__(self, home: Path, place: Place) -> None:
         self.home, self.place, self.notices = home, place, Notices()
+        self.told = 0  # checkpoints
 
     def progress(self, done: int, total: int, **measures: float) -> None:
         self._tell({"done": done, "total": total, "measures": measures})
 
     def keep(self, folder: Path) -> None:
+        self.told += 1
         self._tell({"keep": folder.name})
 
     def kept(self) -> Path | None:
-        found = [(self.home / KEPT).read_text()]  # the first one's answer counts: it may change meanwhile
+        found = [self._newest()]  # the first one's answer counts: it may change meanwhile
         if self.place.world > 1:
             torch.distributed.broadcast_object_list(found, src=0, device=self.place.device)
         return Path(found[0]) if found[0] else None
+
+    def _newest(self) -> str:
+        """What the step keeps, when it has heard of all that this process has told."""
+        while True:
+            heard, _, path = (self.home / KEPT).read_text().partition(" ")
+            if int(heard) >= self.told:
+                return path
+            time.sleep(LISTEN_S)
 
     def leaving(self) -> bool:
         return self.notices.leaving()
@@ -180,11 +200,12 @@ class Listener:
 
     def __init__(self, work: Workspace, home: Path) -> None:
         self.work, self.home = work, home
-        self.read = 0
+        self.read = self.heard = 0  # bytes, and checkpoints
         self.failure: Exception | None = None
         self.worked_s, self.left_s = 0.0, math.inf
         self._first: tuple[float, int] | None = None
         (home / TOLD).touch()
+        self.path = str(work.kept() or "")  # of the newest checkpoint
         self._point()
 
     def pass_on(self) -> None:
@@ -198,13 +219,16 @@ class Listener:
     def _one(self, line: Mapping[str, Any]) -> None:
         try:
             if "keep" in line:
+                self.heard += 1
                 self.work.keep(self.home / line["keep"])
-                self._point()
+                self.path = str(self.work.kept() or "")
             else:
                 self._timed(line["done"], line["total"])
                 self.work.progress(line["done"], line["total"], **line["measures"])
         except (LfmError, OSError) as error:
             self.failure = self.failure or error
+        if "keep" in line:
+            self._point()
 
     def _timed(self, done: int, total: int) -> None:
         began, first = self._first = self._first or (time.monotonic(), done)
@@ -213,6 +237,5 @@ class Listener:
             self.left_s = (total - done) * self.worked_s / (done - first)
 
     def _point(self) -> None:
-        kept = self.work.kept()
-        (self.home / f"{KEPT}.new").write_text("" if kept is None else str(kept))
+        (self.home / f"{KEPT}.new").write_text(f"{self.heard} {self.path}")
         os.replace(self.home / f"{KEPT}.new", self.home / KEPT)

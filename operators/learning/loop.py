@@ -25,6 +25,31 @@ Where = np.ndarray[Any, np.dtype[np.int64]]
 """Some rows, by their numbers."""
 
 
+class Rested(LfmError, RuntimeError):
+    """A training that stopped where it was asked to; what it had done is kept."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(done, total)
+        self.done, self.total = done, total
+
+    def __str__(self) -> str:
+        return (
+            f"it rests after {self.done} of {self.total} steps, as rest_at says, expected none of it to be finished. "
+            "Run it without rest_at to go on."
+        )
+
+
+class NotKept(LfmError, RuntimeError):
+    """A training that cannot go on where its settings change."""
+
+    def __init__(self, wanted: int, found: int) -> None:
+        super().__init__(wanted, found)
+        self.wanted, self.found = wanted, found
+
+    def __str__(self) -> str:
+        return f"checkpoint: one of step {self.found}, expected one of step {self.wanted}. Try the step again."
+
+
 class Diverged(LfmError, ArithmeticError):
     """A loss or a gradient that is no number any more."""
 
@@ -94,21 +119,38 @@ class Trained:
     loss_tokens: int
 
 
-def train(job: Job, training: Training, place: Place, reporter: Reporter, scratch: Path) -> Trained:
+def train(job: Job, training: Training, place: Place, reporter: Reporter, scratch: Path, *, least: int = 0) -> Trained:
     """Follow the gradient of the mean loss over all loss tokens of each global batch.
+
+    Args:
+        job: What is trained.
+        training: How; what changes midway, `stretches` knows.
+        place: Where this process stands.
+        reporter: Hears of it, and has its checkpoints.
+        scratch: A folder to write these in.
+        least: How far the kept checkpoint has to be.
 
     Raises:
         HyperparameterError: It is to look at held-out data, of which there are none.
         NoLossToken: A global batch has nothing to learn.
         Diverged: The loss is no number any more.
         Preempted: The machine of one of the processes is about to be taken away; there is a checkpoint.
+        Rested: It is as far as it was to go; there is a checkpoint.
+        NotKept: The checkpoint is of an earlier step than `least`.
     """
     if training.validate_every and job.held_out is None:
         raise HyperparameterError("training", "validate_every", training.validate_every, "0 without held-out data")
     steps = training.steps(len(job.rows))
     learner = _learner(job.objective, training, place)
     watch, pace = _Watch(training.patience), Pace(training.checkpoint_every)
-    first, tokens_seen = _resume(learner, watch, reporter)
+    first, tokens_seen, measures = _resume(learner, watch, reporter)
+    if first < least:
+        raise NotKept(least, first)
+    rest = steps if training.rest_at is None else training.rest_at
+    if rest <= first < steps:
+        if place.rank == 0:
+            reporter.progress(first, steps, **measures)
+        raise Rested(first, steps)
     job.objective.train()
     for step in range(first, steps):
         # Drawn anew at every step, so that a resumed run continues with the same dropout without carrying a state.
@@ -134,9 +176,11 @@ def train(job: Job, training: Training, place: Place, reporter: Reporter, scratc
         if ended:
             steps = step + 1
             break
-        if (due or leaving) and step + 1 < steps:
+        if (due or leaving or step + 1 == rest) and step + 1 < steps:
             with pace.kept():
-                _keep(learner, watch, step + 1, tokens_seen, reporter, scratch)
+                _keep(learner, watch, step + 1, tokens_seen, measures, reporter, scratch)
+            if step + 1 == rest:
+                raise Rested(step + 1, steps)
             if leaving:
                 raise Preempted(step + 1, steps)
     weights = watch.best if watch.best_loss < float("inf") else learner.weights()
@@ -191,12 +235,21 @@ class _Watch:
         return self.since >= self.patience
 
 
-def _keep(learner: Learner, watch: _Watch, step: int, tokens: int, reporter: Reporter, scratch: Path) -> None:
+def _keep(
+    learner: Learner,
+    watch: _Watch,
+    step: int,
+    tokens: int,
+    measures: Mapping[str, float],
+    reporter: Reporter,
+    scratch: Path,
+) -> None:
     """One format for every strategy: parameters and moments by name, so that any number of workers goes on from it."""
     weights, moments = learner.weights(), learner.moments()
     state = {
         "step": step,
         "loss_tokens": tokens,
+        "measures": dict(measures),
         "best_loss": watch.best_loss,
         "since": watch.since,
         "optimizer": learner.state(),
@@ -213,13 +266,19 @@ def _keep(learner: Learner, watch: _Watch, step: int, tokens: int, reporter: Rep
     reporter.keep(folder)
 
 
-def _resume(learner: Learner, watch: _Watch, reporter: Reporter) -> tuple[int, int]:
+def _resume(learner: Learner, watch: _Watch, reporter: Reporter) -> tuple[int, int, dict[str, float]]:
+    """Go on from a checkpoint: its step, loss tokens until then, and what was measured there."""
     folder = reporter.kept()
     if folder is None:
-        return 0, 0
+        return 0, 0, {}
     state = json.loads((folder / STATE).read_text())
     learner.load(Weights(folder, "weights"), Weights(folder, "moments"), state["optimizer"])
     watch.best_loss, watch.since = state["best_loss"], state["since"]
     if not learner.place.rank and (folder / "best.safetensors").is_file():
         watch.best = load_file(folder / "best.safetensors")
-    return int(state["step"]), int(state["loss_tokens"])
+    return int(state["step"]), int(state["loss_tokens"]), state["measures"]
+
+
+def far(folder: Path | None) -> int:
+    """After how many steps a checkpoint was kept; 0 where there is none."""
+    return 0 if folder is None else int(json.loads((folder / STATE).read_text())["step"])

@@ -17,6 +17,7 @@ from operators.code import brought
 from operators.learning import elastic
 from operators.learning.group import GROUP, GroupFailed as GroupFailed, Make, learn, listening, packed, worker
 from operators.learning.learner import Place
+from operators.learning.stretches import refused_changes
 from operators.needs import unmet
 from operators.resources import Resources
 from operators.sharing.notices import NodeLost, lost_since, nodes
@@ -38,6 +39,7 @@ def refused(training: Training, resources: Resources, method: Method | None = No
     """What cannot be trained so on such resources, a clause each: part of an operator's ``problems``."""
     if method is not None:
         yield from unmet(method, resources=resources, training=training)
+    yield from refused_changes(training, method)
     if training.precision == "float16" and not resources.gpus:
         yield "precision='float16' on a CPU, expected 'bfloat16' or 'float32' there. Change it or ask for a GPU."
     if resources.elastic and training.checkpoint_every == 0:

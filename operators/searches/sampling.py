@@ -6,12 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operators.searches.space import LEARNING, Dimension, Limits, Objective, Sampler, Space, Stop, active, fulfilled
+from operators.searches.members import AT, FOLLOWED, Train, member, replacing
+from operators.searches.space import (
+    LEARNING,
+    Dimension,
+    Extent,
+    Objective,
+    Population,
+    Sampler,
+    Space,
+    Stop,
+    active,
+    fulfilled,
+)
 
 Values = Mapping[str, Any]
 Report = Callable[[int, float], None]
 """Says how far a trial is and what it measures there; does not return where the trial is to end."""
-AT, FOLLOWED = "at", "followed"  # what Tune calls the two
+Attempt = Callable[[Values, Report], Sequence[float]]
+"""The values of the objectives at a point, none where it was ended early."""
 PLACE = 0.001  # of the resource that a machine's address is: a trial's driver computes nothing, and has to be placed
 
 
@@ -22,22 +35,28 @@ class Course:
     Attributes:
         sampler: Who draws.
         seed: Of what is drawn.
-        limits: How many, and until when.
+        extent: How many, and until when.
         concurrency: Trials at once.
         known: Points that are tried first, in order; what was tried before is answered from what became of it.
         stop: When a trial is ended early; None for never.
+        population: When trials are replaced by others; None for never.
+        closed: Whether no trial may begin any more.
+        over: Whether those that have begun are to end.
     """
 
     sampler: Sampler
     seed: int
-    limits: Limits
+    extent: Extent
     concurrency: int
     known: Sequence[Values] = ()
     stop: Stop | None = None
+    population: Population | None = None
+    closed: Callable[[], bool] = lambda: False
+    over: Callable[[], bool] = lambda: False
 
 
 def explore(
-    attempt: Callable[[Values, Report], Sequence[float]],
+    attempt: Attempt | Train,
     space: Space,
     objectives: Sequence[Objective],
     course: Course,
@@ -48,8 +67,8 @@ def explore(
     """Try points of a space, each in a process of its own on this machine.
 
     Args:
-        attempt: The values of the objectives at a point, none where it was ended early; sent to other processes. What
-            it raises is that trial's end.
+        attempt: Runs a trial, with a population a part of one; sent to other processes. What it raises is the trial's
+            end.
         space: What is varied.
         objectives: What is looked for.
         course: How.
@@ -62,14 +81,28 @@ def explore(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
+    folder.mkdir(exist_ok=True)
     names = [f"objective {number}" for number, _ in enumerate(objectives, 1)]
+
+    population, at_once = course.population, course.concurrency  # no more of it goes to where trials work
 
     def report(at: int, value: float) -> None:
         tune.report({AT: at, FOLLOWED: value})
 
     def trainable(config: Values) -> None:
-        found = attempt(active(space, decoded(space, config)), report)
-        tune.report(dict(zip(names, found, strict=False)))
+        values = active(space, decoded(space, config))
+        if population is not None:
+            member(attempt, population, names, values, places=folder, number=at_once)  # type: ignore[arg-type]
+            return
+        found = attempt(values, report)  # type: ignore[call-arg]
+        tune.report(dict(zip(names, found, strict=False)))  # type: ignore[arg-type]
+
+    class Stopper(tune.Stopper):  # type: ignore[misc]
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return course.over()
 
     class Heard(tune.Callback):  # type: ignore[misc]
         def on_trial_complete(self, *_: object, trial: Any, **__: object) -> None:
@@ -88,14 +121,18 @@ def explore(
         param_space={} if optuna else {k: _domain(d, grid=course.sampler == "grid") for k, d in space.items()},
         tune_config=tune.TuneConfig(
             search_alg=searcher(space, names, objectives, course) if optuna else _tunes_own(course),
-            scheduler=_scheduler(course.stop),
-            num_samples=1 if course.sampler == "grid" else course.limits.num_trials,
-            max_concurrent_trials=course.concurrency,
-            time_budget_s=course.limits.max_hours * 3600 or None,
+            scheduler=_scheduler(course, space),
+            num_samples=1 if course.sampler == "grid" else course.extent.num_trials,
+            max_concurrent_trials=course.concurrency if course.population is None else None,
+            time_budget_s=course.extent.max_hours * 3600 or None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="search", storage_path=str(folder), verbose=0, callbacks=[Heard(), JsonLoggerCallback()]
+            name="search",
+            storage_path=str(folder),
+            verbose=0,
+            callbacks=[Heard(), JsonLoggerCallback()],
+            stop=Stopper(),
         ),
     ).fit()
 
@@ -132,10 +169,13 @@ def _domain(dimension: Dimension, *, grid: bool) -> Any:
     return tune.uniform(*dimension.uniform)
 
 
-def _scheduler(stop: Stop | None) -> Any:
-    """What ends trials early."""
+def _scheduler(course: Course, space: Space) -> Any:
+    """What ends trials early, or replaces them."""
     from ray.tune.schedulers import ASHAScheduler
 
+    stop = course.stop
+    if course.population is not None:
+        return replacing(course.population, space, course.seed, _domain)
     if stop is None:
         return None
     return ASHAScheduler(
@@ -153,7 +193,17 @@ def _tunes_own(course: Course) -> Any:
     """What draws at random, or takes one point of a grid after the other; it draws the same again."""
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    return BasicVariantGenerator(random_state=course.seed, max_concurrent=course.concurrency)
+    class Bounded(BasicVariantGenerator):  # type: ignore[misc]
+        """Ends where no trial may begin any more."""
+
+        def next_trial(self) -> Any:
+            if course.closed():
+                self.set_finished()
+                return None
+            return super().next_trial()
+
+    at_once = course.concurrency if course.population is None else 0
+    return Bounded(random_state=course.seed, max_concurrent=at_once)
 
 
 def searcher(space: Space, names: Sequence[str], objectives: Sequence[Objective], course: Course) -> Any:
@@ -163,7 +213,10 @@ def searcher(space: Space, names: Sequence[str], objectives: Sequence[Objective]
     from ray.tune.search.optuna import OptunaSearch
 
     class Patient(OptunaSearch):  # type: ignore[misc]
-        """Hears of objectives alone, which come at the end of a trial."""
+        """Hears of objectives alone, which come at the end of a trial; ends where no trial may begin any more."""
+
+        def suggest(self, trial_id: str) -> Any:
+            return OptunaSearch.FINISHED if course.closed() else super().suggest(trial_id)
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
             if all(name in result for name in names):

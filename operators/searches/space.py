@@ -93,7 +93,7 @@ class Stop:
 
     Attributes:
         step: The step, one that reports how far it is and what it measures there: one that trains.
-        measure: What it reports by which trials are compared.
+        measure: What it reports by which trials are compared; without one its ``loss``, where there is one objective.
         direction: Which way is better.
         first: How far that step has to be before a trial may be ended, in its own steps.
         last: From where on none is ended any more; above `first`.
@@ -103,7 +103,7 @@ class Stop:
     step: str
     first: int
     last: int
-    measure: str = "loss"
+    measure: str = ""
     direction: Literal["minimize", "maximize"] = "minimize"
     factor: int = 4
 
@@ -117,6 +117,49 @@ class Stop:
         ):
             if not holds:
                 raise SearchError("stop", name, getattr(self, name), allowed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Population:
+    """Has all trials train at once, and the worst take the best ones' weights and values now and then (PBT).
+
+    When all have rested at the same step, each of the worst goes on from the checkpoint of one of the best, with that
+    one's values moved a little or drawn anew: of numbers 0.8 or 1.2 times as much, of choices the one beside it.
+
+    Attributes:
+        step: The step, one that trains; its fields alone are varied, such as may change while it trains.
+        measure: What it reports by which trials are compared; without one its ``loss``, where there is one objective.
+        direction: Which way is better.
+        every: Its own steps from one comparison to the next.
+        last: No comparison comes after so many of them; at least `every`.
+        share: Of the trials, how many are replaced each time, in (0, 0.5].
+        drawn: How often a value is drawn anew instead of moved, in [0, 1].
+    """
+
+    step: str
+    every: int
+    last: int
+    measure: str = ""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    share: float = 0.25
+    drawn: float = 0.25
+
+    __pydantic_config__ = FIELDS
+
+    def __post_init__(self) -> None:
+        for holds, name, allowed in (
+            (self.every >= 1, "every", "every >= 1"),
+            (self.last >= self.every, "last", "last >= every"),
+            (0 < self.share <= 0.5, "share", "0 < share <= 0.5"),
+            (0 <= self.drawn <= 1, "drawn", "0 <= drawn <= 1"),
+        ):
+            if not holds:
+                raise SearchError("population", name, getattr(self, name), allowed)
+
+
+def followed(of: Stop | Population) -> str:
+    """The measure by which trials are compared on the way."""
+    return of.measure or "loss"
 
 
 Space = Mapping[str, Dimension]
@@ -151,12 +194,15 @@ class Objective:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits(Settings):
+class Extent(Settings):
     """How far a search goes.
 
     Attributes:
         num_trials: Trials, the steps as they are written among them where these lie in the space.
         max_hours: Hours after which none begins and those that are under way are ended; 0 for no limit.
+        max_cost: What the machines may cost meanwhile, in the currency of the profile, which has their prices: no trial
+            begins that would probably pass it, and those that are under way then are ended before they do; 0 for no
+            limit.
         concurrency: Trials at once; 0 for as many as the cluster has room for.
     """
 
@@ -164,11 +210,13 @@ class Limits(Settings):
 
     num_trials: int = 20
     max_hours: float = 0.0
+    max_cost: float = 0.0
     concurrency: int = 0
 
     def __post_init__(self) -> None:
         self.require(self.num_trials >= 1, "num_trials", "num_trials >= 1")
         self.require(self.max_hours >= 0, "max_hours", "hours, max_hours >= 0")
+        self.require(self.max_cost >= 0, "max_cost", "max_cost >= 0, where 0 is no limit")
         self.require(self.concurrency >= 0, "concurrency", "concurrency >= 0, where 0 has it computed")
 
 
@@ -186,7 +234,14 @@ def fulfilled(dimension: Dimension, found: Mapping[str, Any]) -> bool:
     return all(k in found and _same(found[k], v) for k, v in dimension.when.items())
 
 
-def problems_of(space: Space, objectives: Sequence[Objective], sampler: Sampler, limits: Limits) -> Iterator[str]:
+def problems_of(
+    space: Space,
+    objectives: Sequence[Objective],
+    sampler: Sampler,
+    extent: Extent,
+    stop: Stop | None = None,
+    population: Population | None = None,
+) -> Iterator[str]:
     """What keeps a search from being made, a clause each."""
     if not space:
         yield "space: empty, expected at least one STEP.FIELD. Write it as space: {merged.density: {uniform: [0, 1]}}."
@@ -199,7 +254,33 @@ def problems_of(space: Space, objectives: Sequence[Objective], sampler: Sampler,
             what = f"sampler='cma_es' with {len(objectives)} objectives"
             yield f"{what}, expected one: it follows a single number. Take 'tpe', or one objective."
     if sampler == "grid":
-        yield from _endless(space, limits)
+        yield from _endless(space, extent)
+    for name, rule in (("stop", stop), ("population", population)):
+        if rule is not None and not rule.measure and len(objectives) > 1:
+            what = f"{name}: no measure beside {len(objectives)} objectives"
+            yield f"{what}, expected the one of step {rule.step!r} by which trials are compared. Name it."
+    if population is not None:
+        yield from _unpopulated(space, sampler, extent, stop, population)
+
+
+def _unpopulated(
+    space: Space, sampler: Sampler, extent: Extent, stop: Stop | None, population: Population
+) -> Iterator[str]:
+    """What a population cannot be searched with; Ray Tune would fail, or say nothing and do something else."""
+    if sampler in LEARNING:
+        fix = "It draws its first trials alone, and learns by itself."
+        yield f"sampler={sampler!r} with a population, expected 'random' or 'grid'. {fix}"
+    if stop is not None:
+        yield "stop: given with a population, expected one of the two. A population replaces what does worse."
+    if extent.num_trials < 2:
+        yield f"num_trials={extent.num_trials} with a population, expected at least 2. They learn from each other."
+    for key, dimension in space.items():
+        step = key.partition(".")[0]
+        if step != population.step:
+            what = f"space: {key!r} with a population of step {population.step!r}"
+            yield f"{what}, expected fields of that step alone. Search others by themselves."
+        if dimension.when:
+            yield f"space: {key!r} is conditional, expected none that is with a population. Leave out its when."
 
 
 def _conditions(space: Space) -> Iterator[str]:
@@ -223,13 +304,13 @@ def _not_numbers(space: Space) -> Iterator[str]:
             yield f"space: {key!r} is {what}, expected numbers alone for sampler='cma_es'. Take 'tpe', or leave it out."
 
 
-def _endless(space: Space, limits: Limits) -> Iterator[str]:
+def _endless(space: Space, extent: Extent) -> Iterator[str]:
     endless = [key for key, dimension in space.items() if dimension.values is None]
     for key in endless:
         yield f"space: {key!r} has no end of values, expected choice or integer for sampler='grid'. Name the values."
     size = math.prod(len(d.values or ()) for d in space.values())
-    if not endless and size > limits.num_trials:
-        yield f"num_trials={limits.num_trials}, expected at least the {size} points of the grid. Raise it."
+    if not endless and size > extent.num_trials:
+        yield f"num_trials={extent.num_trials}, expected at least the {size} points of the grid. Raise it."
 
 
 def front(rows: Sequence[Sequence[float]]) -> list[int]:

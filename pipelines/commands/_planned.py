@@ -35,7 +35,7 @@ from pipelines.files import opened
 from pipelines.footprints import Footprints
 from pipelines.history import shapes as shapes_of, taken
 from pipelines.inputs.inspector import Looks
-from pipelines.limits import Limits, senseless
+from pipelines.limits import Limits, senseless, unpriced
 from pipelines.lineage import Event
 from pipelines.plan import Plan, PlanError, PlannedStep, pinned, survey, trains
 from pipelines.problems import Problem, unknown_step
@@ -92,10 +92,12 @@ def read_plan(
     spec, unsettled = _settled(draft.spec, footprints, rooms, needed(draft.spec, until))
     draft = replace(draft, spec=spec, asks={**draft.asks, **{n: s.resources for n, s in spec.steps.items()}})
     own = profile is None and arguments.address == "local"
+    wanted = needed(spec, until)
+    problems += unpriced({n: s for n, s in spec.steps.items() if n in wanted}, profile)
     problems += [*unsettled, *found_in(draft, there, pipeline.catalog, inspector, own=own, until=until)]
     if profile is not None:
         said = {problem.path[1] for problem in unsettled}
-        asked = {n: spec.steps[n].resources for n in spec.steps if n in needed(spec, until) and n not in said}
+        asked = {n: spec.steps[n].resources for n in spec.steps if n in wanted and n not in said}
         problems += heavy(asked, {n: footprints.of(n, asks) for n, asks in asked.items()}, rooms)
     if problems or storage is None:
         raise PlanError(draft.places.sentences(problems))

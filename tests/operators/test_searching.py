@@ -1,11 +1,23 @@
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from lfm.errors import UnknownName
 from operators.artifact import Metrics, Model
-from operators.searches.space import Dimension, Objective, Stop
-from operators.searching import SearchFailed, TrialFailed, best_of, judged_at, known_points, measured, search
+from operators.searches.space import Dimension, Extent, Objective, Population, SearchError, Stop
+from operators.searching import (
+    SearchFailed,
+    TrialFailed,
+    best_of,
+    judged_at,
+    known_points,
+    measured,
+    purse_of,
+    search,
+    trained_until,
+)
 from operators.workspace import Outcome
 
 LOSS = Objective(measure="loss", direction="minimize", on="text")
@@ -104,6 +116,36 @@ def test_a_trial_that_is_followed_reports_the_measure_and_one_that_was_stopped_h
     assert (values, said) == ((), [(1, 3.0), (3, 2.0)])
 
 
+def test_a_trial_that_rests_has_the_measure_there_and_one_that_fails_on_the_way_is_the_worst():
+    class Resting:
+        def run(self, changes):
+            state = "done" if "part.rest_at" not in changes else "failed" if changes["a"] > 1 else "stopped"
+            return trial("a", 1.5, state=state, error="burst", measures={"loss": 4.0})
+
+    ways = [Population(step="part", every=1, last=1, direction=way) for way in ("minimize", "maximize")]
+    rest = partial(trained_until, Resting(), (LOSS,))
+    assert rest(ways[0], {"a": 1, "part.rest_at": 1}) == 4.0
+    assert [rest(way, {"a": 2, "part.rest_at": 1}) for way in ways] == [math.inf, -math.inf]
+    assert rest(ways[0], {"a": 1}) == (1.5,)
+    other = replace(ways[0], measure="away")
+    with pytest.raises(UnknownName, match="measure of step 'part' is called 'away'"):
+        rest(other, {"a": 1, "part.rest_at": 1})
+
+
+@pytest.mark.parametrize(("cost", "has"), [(0.0, None), (5.0, 3.0), (5.0, None)])
+def test_what_a_search_may_cost_needs_prices(cost, has):
+    class Priced:
+        def spent(self):
+            return has
+
+    if cost and has is None:
+        with pytest.raises(SearchError, match=r"search: max_cost=5.0, expected 0 without prices"):
+            purse_of(Priced(), Extent(max_cost=cost), 1)
+        return
+    purse = purse_of(Priced(), Extent(max_cost=cost), 1)
+    assert (purse.spent(), purse.over()) == (has or 0.0, False)
+
+
 def test_what_was_tried_comes_first_and_as_it_is_written_where_it_lies_in_the_space():
     inside, outside = trial("", 1.0, density=0.5), trial("", 1.0, density=2.0)
     before = [trial("a", 1.0, density=0.7), trial("c", 1.0, state="interrupted", density=0.8)]
@@ -112,5 +154,5 @@ def test_what_was_tried_comes_first_and_as_it_is_written_where_it_lies_in_the_sp
 
 
 def test_how_many_at_once_decides_nothing():
-    params = {"limits": None, "num_trials": 5, "max_hours": 0.0, "concurrency": 3, "seed": 0}
+    params = {"extent": None, "num_trials": 5, "max_hours": 0.0, "concurrency": 3, "seed": 0}
     assert search.decisive(params).keys() == params.keys() - {"concurrency"}

@@ -60,4 +60,4 @@ def test_the_rate_rises_and_then_falls_as_its_schedule_says(schedule):
 
 
 def test_settings_that_change_no_result_are_no_part_of_a_fingerprint():
-    assert Training.noise == {"micro_batch_size", "gradient_checkpointing", "checkpoint_every"}
+    assert Training.noise == {"micro_batch_size", "gradient_checkpointing", "checkpoint_every", "rest_at"}

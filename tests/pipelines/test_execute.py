@@ -232,3 +232,33 @@ def test_without_a_whole_checkpoint_a_step_begins_anew(store, capsys):
     assert execute(task(store, "checkpointing", attempt=2))["sentence"] == "first attempt"
     assert capsys.readouterr().err.count("'state.txt' is not what was kept, so it counts as lost.") == 2
     assert len(store.storage.folders("quarantine")) == 2
+
+
+def test_a_step_that_changes_midway_goes_on_from_what_the_same_step_before_the_change_has_kept(store, tmp_path):
+    def at_work(fingerprint, *earlier):
+        made = task(store, "noop", fingerprint=fingerprint * 64, earlier=earlier)
+        return _Workspace(tmp_path, made, store.storage, Unwritten())
+
+    def keep(work, step):
+        folder = tmp_path / f"{work.seed}-{step}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"step": step}))
+        work.keep(folder)
+
+    def step_of(work):
+        found = work.kept()
+        return None if found is None else json.loads((found / "manifest.json").read_text())["step"]
+
+    first, second = at_work("a"), at_work("b", (4, "a" * 64))
+    third = at_work("c", (6, "b" * 64), (4, "a" * 64))
+    assert (step_of(second), step_of(third)) == (None, None)
+    keep(first, 4)
+    assert (step_of(second), step_of(third)) == (4, 4)
+    keep(second, 6)
+    assert (step_of(second), step_of(third)) == (6, 6)
+    keep(first, 5)  # which went on without the change
+    assert (step_of(second), step_of(third)) == (6, 6)
+    second.forget()
+    assert (step_of(second), step_of(third)) == (None, None)
+    keep(third, 8)
+    assert step_of(third) == 8

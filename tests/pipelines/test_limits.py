@@ -5,8 +5,9 @@ import math
 import pytest
 
 from cluster.profile import Group, Head, Profile
-from pipelines.limits import Limits, Spent, passed, senseless, spent
+from pipelines.limits import Limits, Spent, passed, senseless, spent, unpriced
 from pipelines.lineage import Event
+from pipelines.steps import StepSpec
 
 PROFILE = Profile(
     name="priced",
@@ -50,6 +51,27 @@ def test_what_was_spent_is_read_from_a_journal(events, now, hours, cost):
     assert spent(events, None, now * HOUR) == Spent(seconds=found.seconds)
 
 
+def test_what_was_spent_while_one_step_ran_is_told_from_the_rest():
+    def of(step, hours, kind):
+        return Event(kind, step, {}, hours * HOUR)
+
+    events = [
+        at(0, "started"),
+        nodes(0, cpu=1),
+        of("found", 1, "start"),
+        nodes(2, cpu=3),
+        of("other", 2.5, "start"),
+        of("found", 3, "fail"),
+        at(4, "finished"),
+        at(7, "started"),  # of the machines it is heard anew
+        of("found", 8, "start"),
+        nodes(8, gpu=1),
+    ]
+    assert spent(events[:3], PROFILE, 2 * HOUR, step="found").cost == pytest.approx(1.5)
+    assert spent(events, PROFILE, 9 * HOUR, step="found").cost == pytest.approx(1.5 + 3.5 + 4.5)
+    assert spent(events, PROFILE, 9 * HOUR, step="nothing") == Spent()
+
+
 @pytest.mark.parametrize(
     ("limits", "so_far", "ahead_s", "counts", "said"),
     [
@@ -81,3 +103,15 @@ def test_a_limit_that_is_passed_at_once_or_never_is_refused():
     assert not list(senseless(Limits(), free))
     (said,) = senseless(Limits(max_cost=1), free)
     assert str(said) == "--max-cost: no machine has a price, expected price_per_hour in the profile."
+
+
+def test_a_search_that_is_to_cost_no_more_needs_prices():
+    free = Profile(name="free", place="local", head=Head(cpus=1, memory_gib=1))
+    steps = {
+        n: StepSpec(operator="search", inputs={}, params={"max_cost": cost}) for n, cost in (("a", 5.0), ("b", 0.0))
+    }
+    assert not list(unpriced(steps, PROFILE))
+    (said,) = unpriced(steps, None)
+    assert str(said) == "step 'a': max_cost: no profile, expected one with prices. Name it with --cluster."
+    (said,) = unpriced(steps, free)
+    assert said.sentence == "max_cost: no machine has a price, expected price_per_hour in the profile."

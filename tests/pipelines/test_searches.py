@@ -21,6 +21,7 @@ from pipelines.searches import differing, part, repetition, room, varied
 from pipelines.spec import load, parsed, trace
 from pipelines.text import Text
 from pipelines.trial_estimates import trials_estimate
+from tests.pipelines import trained
 from tests.pipelines.searched import OWN, PIPELINE
 from tests.pipelines.test_plan import Eyes
 
@@ -144,6 +145,56 @@ def test_a_rule_about_a_step_that_no_trial_runs_is_refused():
         "stop: no step of the trials is called 'parts'. Did you mean 'part'?"
     ]
     assert said("found.stop={step: part, first: 9, last: 1}") == ["search: stop.last=1, expected last > first."]
+
+
+TRAINED = Code(("trained.py",), (("trained.py", trained.OWN),))
+LEARNING = Catalog(bring(TRAINED))
+ALLOWED = "expected one of beta1, beta2, clip_norm, epsilon, learning_rate, weight_decay."
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ([], []),
+        (["found.space={part.params.weight_decay: {uniform: [0, 1]}}"], []),
+        (
+            ["found.space={part.batch_size: {integer: [1, 4]}}"],
+            [f"population: 'part.batch_size' cannot change while 'part' trains, {ALLOWED}"],
+        ),
+        (
+            ["found.population={step: parts, every: 2, last: 4}"],
+            ["population: no step of the trials is called 'parts'"],
+        ),
+        (
+            ["found.population={step: score, every: 2, last: 4}"],
+            ["population: step 'score' (judge) follows no gradient, expected one that trains."],
+        ),
+        (["part.rest_at=3"], ["population: step 'part' has rest_at itself, expected none"]),
+        (
+            ["part.midway=[{at: 2, values: {learning_rate: 1}}]"],
+            ["population: step 'part' has midway itself, expected none"],
+        ),
+        (["found.sampler=tpe"], ["sampler='tpe' with a population, expected 'random' or 'grid'."]),
+    ],
+)
+def test_a_population_of_what_cannot_change_while_it_trains_is_refused(changes, problems):
+    found = said(*changes, text=trained.PIPELINE, catalog=LEARNING, code=TRAINED)
+    assert len(found) >= len(problems) > 0 or found == problems == []
+    assert all(sentence.startswith(part) for part, sentence in zip(problems, found, strict=False))
+
+
+def test_a_step_that_changes_midway_knows_its_fingerprints_without_its_last_changes():
+    def part_of(*changes):
+        text = trained.PIPELINE.partition("  score:")[0]
+        return plan(load(text, catalog=LEARNING, code=TRAINED, changes=changes), Eyes(), LEARNING).steps["part"]
+
+    plain, resting = part_of(), part_of("part.rest_at=2")
+    once = part_of("part.midway=[{at: 2, values: {learning_rate: 0.5}}]")
+    twice = part_of("part.midway=[{at: 2, values: {learning_rate: 0.5}}, {at: 4, values: {}}]", "part.rest_at=5")
+    assert resting.fingerprint == plain.fingerprint
+    assert len({s.fingerprint for s in (plain, once, twice)}) == 3
+    assert (plain.earlier, once.earlier) == ((), ((2, plain.fingerprint),))
+    assert twice.earlier == ((4, once.fingerprint), (2, plain.fingerprint))
 
 
 def test_steps_that_are_no_steps_or_change_the_world_are_refused():

@@ -1,7 +1,7 @@
 import pytest
 
 from operators.searches.sampling import Course, Draws, decoded, encoded, searcher
-from operators.searches.space import Dimension, Limits, Objective, active
+from operators.searches.space import Dimension, Extent, Objective, active
 
 SPACE = {
     "m.method": Dimension(choice=({"name": "ties"}, {"name": "slerp"})),
@@ -15,7 +15,7 @@ SIZE = Objective(measure="size", direction="maximize")
 
 def drawn(sampler, space, objectives, values, number, seed=0, known=()):
     """What a searcher suggests one after the other, told the values of each."""
-    course = Course(sampler=sampler, seed=seed, limits=Limits(), concurrency=1, known=known)
+    course = Course(sampler=sampler, seed=seed, extent=Extent(), concurrency=1, known=known)
     names = [f"objective {i}" for i, _ in enumerate(objectives, 1)]
     search = searcher(space, names, objectives, course)
     found = []

@@ -5,8 +5,9 @@ from pydantic import TypeAdapter
 
 from operators.searches.space import (
     Dimension,
-    Limits,
+    Extent,
     Objective,
+    Population,
     SearchError,
     Stop,
     active,
@@ -57,6 +58,21 @@ def test_a_rule_that_could_end_no_trial_is_refused(fields, said):
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"every": 0, "last": 9}, "population: every=0, expected every >= 1."),
+        ({"every": 5, "last": 4}, "population: last=4, expected last >= every."),
+        ({"every": 1, "last": 9, "share": 0.6}, "population: share=0.6, expected 0 < share <= 0.5."),
+        ({"every": 1, "last": 9, "drawn": 2}, "population: drawn=2, expected 0 <= drawn <= 1."),
+    ],
+)
+def test_a_population_that_could_not_be_compared_is_refused(fields, said):
+    with pytest.raises(SearchError) as caught:
+        Population(step="tuned", **fields)
+    assert str(caught.value) == said
+
+
 def test_yaml_gives_the_numbers_that_python_gives():
     read = TypeAdapter(Dimension).validate_python({"log_uniform": ["1e-5", 1]})
     assert read == Dimension(log_uniform=(1e-5, 1.0))
@@ -96,55 +112,115 @@ def test_what_has_a_condition_counts_only_where_it_holds():
 
 
 @pytest.mark.parametrize(
-    ("space", "objectives", "sampler", "limits", "said"),
+    ("space", "objectives", "sampler", "extent", "said"),
     [
-        ({"m.density": DENSITY}, [LOSS], "tpe", Limits(), []),
-        ({"m.way": WAY, "m.times": ONLY_A}, [LOSS, SIZE], "tpe", Limits(), []),
-        ({"m.times": Dimension(integer=(1, 3)), "m.way": WAY}, [LOSS], "grid", Limits(num_trials=6), []),
-        ({"m.density": DENSITY}, [LOSS], "cma_es", Limits(), []),
-        ({}, [], "tpe", Limits(), ["space: empty", "objectives: empty"]),
-        ({"m.way": WAY}, [LOSS], "cma_es", Limits(), ["'m.way' is a choice, expected numbers alone"]),
+        ({"m.density": DENSITY}, [LOSS], "tpe", Extent(), []),
+        ({"m.way": WAY, "m.times": ONLY_A}, [LOSS, SIZE], "tpe", Extent(), []),
+        ({"m.times": Dimension(integer=(1, 3)), "m.way": WAY}, [LOSS], "grid", Extent(num_trials=6), []),
+        ({"m.density": DENSITY}, [LOSS], "cma_es", Extent(), []),
+        ({}, [], "tpe", Extent(), ["space: empty", "objectives: empty"]),
+        ({"m.way": WAY}, [LOSS], "cma_es", Extent(), ["'m.way' is a choice, expected numbers alone"]),
         (
             {"m.way": WAY, "m.times": ONLY_A},
             [LOSS],
             "cma_es",
-            Limits(),
+            Extent(),
             ["'m.way' is a choice", "'m.times' is conditional, expected numbers alone"],
         ),
-        ({"m.density": DENSITY}, [LOSS, SIZE], "cma_es", Limits(), ["sampler='cma_es' with 2 objectives"]),
-        ({"m.density": DENSITY}, [LOSS], "grid", Limits(), ["'m.density' has no end of values"]),
+        ({"m.density": DENSITY}, [LOSS, SIZE], "cma_es", Extent(), ["sampler='cma_es' with 2 objectives"]),
+        ({"m.density": DENSITY}, [LOSS], "grid", Extent(), ["'m.density' has no end of values"]),
         (
             {"m.times": Dimension(integer=(1, 3)), "m.way": WAY},
             [LOSS],
             "grid",
-            Limits(num_trials=5),
+            Extent(num_trials=5),
             ["num_trials=5, expected at least the 6 points of the grid"],
         ),
         (
             {"m.times": ONLY_A, "m.way": WAY},
             [LOSS],
             "tpe",
-            Limits(),
+            Extent(),
             ["'m.times' when 'm.way', expected a field above"],
         ),
         (
             {"m.density": DENSITY, "m.times": Dimension(integer=(1, 2), when={"m.density": 0.5})},
             [LOSS],
             "tpe",
-            Limits(),
+            Extent(),
             ["when 'm.density', expected one that is a choice"],
         ),
         (
             {"m.way": WAY, "m.times": Dimension(integer=(1, 2), when={"m.way": "c"})},
             [LOSS],
             "tpe",
-            Limits(),
+            Extent(),
             ["when 'm.way' is 'c', expected one of its values"],
         ),
     ],
 )
-def test_what_no_sampler_can_search_is_said(space, objectives, sampler, limits, said):
-    found = list(problems_of(space, objectives, sampler, limits))
+def test_what_no_sampler_can_search_is_said(space, objectives, sampler, extent, said):
+    found = list(problems_of(space, objectives, sampler, extent))
+    assert len(found) == len(said)
+    assert all(part in sentence for part, sentence in zip(said, found, strict=True))
+
+
+TOGETHER = Population(step="m", every=2, last=4)
+EARLY = Stop(step="m", first=1, last=4)
+
+
+@pytest.mark.parametrize(
+    ("space", "objectives", "sampler", "num_trials", "rules", "said"),
+    [
+        ({"m.density": DENSITY}, [LOSS], "random", 4, {"population": TOGETHER}, []),
+        ({"m.density": DENSITY}, [LOSS], "random", 4, {"stop": EARLY}, []),
+        ({"m.density": DENSITY}, [LOSS], "tpe", 4, {"population": TOGETHER}, ["sampler='tpe' with a population"]),
+        ({"m.density": DENSITY}, [LOSS], "random", 1, {"population": TOGETHER}, ["num_trials=1 with a population"]),
+        ({"o.density": DENSITY}, [LOSS], "random", 4, {"population": TOGETHER}, ["expected fields of that step alone"]),
+        (
+            {"m.way": WAY, "m.times": ONLY_A},
+            [LOSS],
+            "random",
+            4,
+            {"population": TOGETHER},
+            ["'m.times' is conditional"],
+        ),
+        (
+            {"m.density": DENSITY},
+            [LOSS],
+            "random",
+            4,
+            {"population": TOGETHER, "stop": EARLY},
+            ["stop: given with a population, expected one of the two"],
+        ),
+        (
+            {"m.density": DENSITY},
+            [LOSS, SIZE],
+            "random",
+            4,
+            {"stop": EARLY},
+            ["stop: no measure beside 2 objectives, expected the one of step 'm'"],
+        ),
+        (
+            {"m.density": DENSITY},
+            [LOSS, SIZE],
+            "random",
+            4,
+            {"population": TOGETHER},
+            ["population: no measure beside 2"],
+        ),
+        (
+            {"m.density": DENSITY},
+            [LOSS, SIZE],
+            "random",
+            4,
+            {"stop": Stop(step="m", first=1, last=4, measure="loss")},
+            [],
+        ),
+    ],
+)
+def test_what_follows_trials_and_cannot_is_said(space, objectives, sampler, num_trials, rules, said):
+    found = list(problems_of(space, objectives, sampler, Extent(num_trials=num_trials), **rules))
     assert len(found) == len(said)
     assert all(part in sentence for part, sentence in zip(said, found, strict=True))
 
