@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rounds import Figure, command_line, compared, said
 
+from cluster.profile import HUGE_PAGES
 from lfm.distillation.forward_kl import ForwardKL
 from lfm.tuning.base import Tune
 from lfm.tuning.full import Full
@@ -26,8 +27,9 @@ from operators.artifact import Model
 from operators.data.batches import Rows
 from operators.distillation import FromTeacher, distill
 from operators.footprint import Footprint
+from operators.learning.group import learn
 from operators.learning.learner import Place
-from operators.learning.loop import Job, train
+from operators.learning.loop import Job
 from operators.models.language_models import load
 from operators.models.objectives import NextToken
 from operators.resources import Resources
@@ -144,14 +146,16 @@ def trained(case: Case, place: Place, folder: Path, scratch: Path) -> int:
     rows = Rows(ids, np.tile(np.arange(training.length, dtype=np.int32), (len(ids), 1)), ids)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew from here
     before = memory("VmRSS")
-    model = learner(folder, Full() if case.teacher else case.method, training, place)
-    objective: torch.nn.Module = NextToken(model, packed=False)
-    if case.teacher:
-        teacher = Teacher(load(folder, torch.float32), temperature=1.0, packed=False)
-        objective = FromTeacher(model, teacher, ForwardKL(), hard_weight=0.0, packed=False)
-    job = Job(objective=objective, rows=rows, held_out=None, export=lambda weights, folder: None)
-    del model
-    train(job, training, place, Quiet(scratch), scratch)
+
+    def job(place: Place) -> Job:
+        model = learner(folder, Full() if case.teacher else case.method, training, place)
+        objective: torch.nn.Module = NextToken(model, packed=False)
+        if case.teacher:
+            teacher = Teacher(load(folder, torch.float32), temperature=1.0, packed=False)
+            objective = FromTeacher(model, teacher, ForwardKL(), hard_weight=0.0, packed=False)
+        return Job(objective=objective, rows=rows, held_out=None, export=lambda weights, folder: None)
+
+    learn(place, job, {}, training, Quiet(scratch), scratch)
     return memory("VmHWM") - before
 
 
@@ -187,7 +191,7 @@ def measured(name: str, folder: Path) -> float:
     """The most that a worker takes, in MiB."""
     with tempfile.TemporaryDirectory() as meeting:
         words = [sys.executable, __file__, "--one", name, "--model", str(folder), "--meeting", meeting]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **HUGE_PAGES, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         children = [
             subprocess.Popen(
                 [*words, "--rank", str(rank)],

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.capacity import Capacity, Node, here
 from cluster.home import home, marked
-from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD
+from cluster.profile import ACCELERATOR_LABEL, GROUP_LABEL, HEAD, HUGE_PAGES
 from lfm.errors import LfmError
 
 SETTINGS = {  # read when Ray is imported; some would otherwise depend on the user's home folder
@@ -21,6 +21,7 @@ SETTINGS = {  # read when Ray is imported; some would otherwise depend on the us
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
     # How long an ending waits for somebody to hear of its tasks, where nobody is left: 5 s by itself.
     "RAY_task_events_shutdown_flush_timeout_ms": "100",
+    **HUGE_PAGES,
 }
 
 

@@ -1,6 +1,8 @@
 """A loss on logits that are never held all at once: one chunk of tokens after another, gradients included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float, Int
@@ -40,8 +42,22 @@ def chunked(
     return total
 
 
+_elsewhere: ContextVar[torch.device | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextmanager
+def chunks_of(device: torch.device) -> Iterator[None]:
+    """Have chunks be as large as they are on another device, for what foresees there what is to run here."""
+    before = _elsewhere.set(device)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(before)
+
+
 def chunk_size(vocabulary: int, device: torch.device | None = None) -> int:
     """How many tokens' logits are held at once; on another device than a CPU, which None is, far more."""
+    device = _elsewhere.get() or device
     on_cpu = device is None or device.type == "cpu"
     return max(1, (CHUNK_ELEMENTS if on_cpu else GPU_ELEMENTS) // vocabulary)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.profile import GIB, Group, Head, Machine, Profile
+from cluster.profile import GIB, HUGE_PAGES, Group, Head, Machine, Profile
 
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 """For so many seconds a node that was told to go lets its work come to an end."""
@@ -84,7 +84,7 @@ def _container(profile: Profile, machine: Machine) -> dict[str, Any]:
 
 def variables(profile: Profile) -> dict[str, str]:
     """Variables of every process of Ray: the profile's, then what makes nodes end in order."""
-    return {"RAY_USAGE_STATS_ENABLED": "0", **profile.environment, DRAIN: f"{profile.drain_s:g}"}
+    return {"RAY_USAGE_STATS_ENABLED": "0", **HUGE_PAGES, **profile.environment, DRAIN: f"{profile.drain_s:g}"}
 
 
 def quantity(gib: float) -> str:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from operators.learning.learner import Place
 from operators.learning.loop import Job, Rested, far, train
 from operators.learning.stretches import stretches
 from operators.resources import Resources
+from operators.sharing.heap import mapped
 from operators.sharing.notices import FolderNotShared, Notices, Preempted
 from operators.training import Training
 from operators.workspace import Workspace
@@ -58,20 +59,21 @@ def learn(
     place: Place, make: Make, arguments: Mapping[str, Any], training: Training, work: Any, home: Path
 ) -> dict[str, int]:
     """Train what `make` puts together; the first worker writes the result to ``trained`` in `home`."""
-    parts = stretches(training, arguments)
-    done = far(work.kept()) if len(parts) > 1 else 0
-    for part in parts:
-        if part is not parts[-1] and part.training.rest_at is not None and part.training.rest_at <= done:
-            continue  # its checkpoint is there
-        job = make(place, **part.arguments)
-        try:
-            trained = train(job, part.training, place, work, home, least=part.first)
-        except Rested:
-            if part is parts[-1]:
-                raise
-    if place.rank == 0:
-        (home / "trained").mkdir()
-        job.export(trained.weights, home / "trained")
+    with mapped() if place.device.type == "cpu" else nullcontext():
+        parts = stretches(training, arguments)
+        done = far(work.kept()) if len(parts) > 1 else 0
+        for part in parts:
+            if part is not parts[-1] and part.training.rest_at is not None and part.training.rest_at <= done:
+                continue  # its checkpoint is there
+            job = make(place, **part.arguments)
+            try:
+                trained = train(job, part.training, place, work, home, least=part.first)
+            except Rested:
+                if part is parts[-1]:
+                    raise
+        if place.rank == 0:
+            (home / "trained").mkdir()
+            job.export(trained.weights, home / "trained")
     seen = {"rows": len(job.rows), "cut": job.rows.cut, "left_out": job.rows.left_out}
     return {"steps": trained.steps, "loss_tokens": trained.loss_tokens, **seen}
 

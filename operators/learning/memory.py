@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lfm.chunks import chunk_size
@@ -108,6 +109,7 @@ class Practice:
         length: Tokens of a row.
         targets: How many of all tokens have a loss.
         precision: Of the forward pass.
+        device: Where it will run.
         deep: Whether all layers have to be there, because some of them are named.
     """
 
@@ -118,6 +120,7 @@ class Practice:
     length: int
     targets: int
     precision: str
+    device: str
     deep: bool = False
 
 
@@ -132,8 +135,10 @@ def counted(practice: Practice) -> Rehearsal:
         rows=practice.rows,
         length=practice.length,
         targets=practice.targets,
-        chunk=chunk_size(size) if size else practice.targets,
+        chunk=chunk_size(size, torch.device(practice.device)) if size else practice.targets,
         precision=practice.precision,
+        device=practice.device,
+        heap=practice.device == "cpu",
     )
 
 
@@ -169,6 +174,7 @@ def trained(
         length=training.length,
         targets=rows if labelled else rows * training.length,
         precision=training.precision,
+        device=resources.device,
         deep=deep,
     )
     found = counted(practice)
@@ -192,6 +198,7 @@ def answering(folder: Path, *, rows: int, length: int, precision: str, gpus: flo
         model = sketch(folder, DTYPES[precision], layers=layers)
         return (NextToken(model.requires_grad_(False), packed=False),)
 
+    device = "cuda" if gpus else "cpu"
     practice = Practice(
         make=make,
         configs=(json.dumps(config_of(folder), sort_keys=True),),
@@ -200,7 +207,7 @@ def answering(folder: Path, *, rows: int, length: int, precision: str, gpus: flo
         length=length,
         targets=rows * length,
         precision="float32",
+        device=device,
     )
     found = counted(practice)
-    device = "cuda" if gpus else "cpu"
     return Footprint(parameters=int(found.bytes), activations=int(found.besides), device=device)

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 from typing_extensions import override
 
+from lfm.chunks import chunks_of
 from operators.data.batches import Batch, Rows
+from operators.sharing.heap import LARGE, LOST
 
 SHALLOW = 1
 """Layers of the models that are rehearsed where the real ones have more."""
@@ -42,6 +44,7 @@ class Rehearsal:
         early_besides: As `early`, without the gradients that are whole by then.
         late_besides: As `late`, without them.
         flops: Floating-point operations of both passes.
+        heap: Bytes of a heap in which small tensors lie, which the four before do not count then; 0 without one.
     """
 
     learnt: float
@@ -52,16 +55,17 @@ class Rehearsal:
     early_besides: float
     late_besides: float
     flops: float
+    heap: float = 0.0
 
     @property
     def peak(self) -> float:
         """The most that both passes hold at once beside the parameters; at their end all gradients are there."""
-        return max(self.early, self.late, 4 * self.learnt)
+        return max(self.early, self.late, 4 * self.learnt) + self.heap
 
     @property
     def besides(self) -> float:
         """The most that both hold beside parameters and gradients."""
-        return max(self.early_besides, self.late_besides)
+        return max(self.early_besides, self.late_besides) + self.heap
 
     def plus(self, less: "Rehearsal", more: "Rehearsal", times: float) -> "Rehearsal":
         """With what `more` has beyond `less`, so many times."""
@@ -70,7 +74,15 @@ class Rehearsal:
 
 
 def rehearsed(
-    objective: nn.Module, asked: Sequence[nn.Module] = (), *, rows: int, length: int, targets: int, precision: str
+    objective: nn.Module,
+    asked: Sequence[nn.Module] = (),
+    *,
+    rows: int,
+    length: int,
+    targets: int,
+    precision: str,
+    device: str = "cpu",
+    heap: bool = False,
 ) -> Rehearsal:
     """Count what a micro-batch takes.
 
@@ -82,10 +94,17 @@ def rehearsed(
         length: Tokens of a row.
         targets: How many of all these tokens have a loss.
         precision: Of the forward pass.
+        device: Where it will run: as many logits are held at once as there.
+        heap: Whether small tensors lie in a heap of the C library, as they do on a CPU.
     """
-    with FakeTensorMode():  # unlike ``meta`` it computes as a CPU does: attention and mixed precision are the device's
+    with (
+        chunks_of(torch.device(device)),
+        FakeTensorMode(),
+    ):  # unlike ``meta`` it computes as a CPU does: attention and mixed precision are the device's
         there = [value for module in (objective, *asked) for value in _settle(module)]
-        return _rehearsed(objective, there, rows, length, targets, getattr(torch, precision))
+        learnt = [p for p in objective.parameters() if p.requires_grad]
+        counted = _Counted(there, len(learnt), LARGE if heap and learnt else 0)
+        return _rehearsed(objective, learnt, counted, rows, length, targets, getattr(torch, precision))
 
 
 def _settle(module: nn.Module) -> Collection[Tensor]:
@@ -104,10 +123,14 @@ def _settle(module: nn.Module) -> Collection[Tensor]:
 
 
 def _rehearsed(
-    objective: nn.Module, there: Sequence[Tensor], rows: int, length: int, targets: int, dtype: torch.dtype
+    objective: nn.Module,
+    learnt: Sequence[nn.Parameter],
+    counted: "_Counted",
+    rows: int,
+    length: int,
+    targets: int,
+    dtype: torch.dtype,
 ) -> Rehearsal:
-    learnt = [p for p in objective.parameters() if p.requires_grad]
-    counted = _Counted(there, len(learnt))
     gc.freeze()  # so that a collection looks at little
     handles = [p.register_post_accumulate_grad_hook(counted.settle) for p in learnt]  # type: ignore[no-untyped-call]
     objective.train(bool(learnt))
@@ -133,6 +156,7 @@ def _rehearsed(
         late=counted.peak[1],
         early_besides=counted.besides[0],
         late_besides=counted.besides[1],
+        heap=counted.heap,
         flops=float(flops.get_total_flops()),
     )
 
@@ -142,7 +166,16 @@ Make = Callable[..., Sequence[nn.Module]]
 
 
 def foreseen(
-    make: Make, depths: Sequence[int | None], *, rows: int, length: int, targets: int, chunk: int, precision: str
+    make: Make,
+    depths: Sequence[int | None],
+    *,
+    rows: int,
+    length: int,
+    targets: int,
+    chunk: int,
+    precision: str,
+    device: str = "cpu",
+    heap: bool = False,
 ) -> Rehearsal:
     """The same of a deep model, of which one layer holds and computes what another does.
 
@@ -156,12 +189,15 @@ def foreseen(
         targets: How many of these have a loss.
         chunk: How many tokens' logits are held at once.
         precision: Of the forward pass.
+        device: Where it will run.
+        heap: As in `rehearsed`.
     """
 
     def at(layers: Sequence[int | None], some: int) -> Rehearsal:
         with torch.device("meta"):
             objective, *asked = make(*layers)
-        return rehearsed(objective, asked, rows=rows, length=length, targets=some, precision=precision)
+        sizes = {"rows": rows, "length": length, "targets": some}
+        return rehearsed(objective, asked, **sizes, precision=precision, device=device, heap=heap)
 
     few = min(targets, 2 * chunk)
     shallow = [None if depth is None else min(SHALLOW, depth) for depth in depths]
@@ -192,9 +228,11 @@ def _batch(rows: int, length: int) -> Batch:
 class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of what is made while it is on: what there is, and the most that there was."""
 
-    def __init__(self, there: Sequence[Tensor], learnt: int) -> None:
+    def __init__(self, there: Sequence[Tensor], learnt: int, large: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.large = large  # what is smaller lies in the heap
         self.live = self.settled = 0
+        self.small = self.most_small = self.all_small = 0
         self.peak, self.besides = [0, 0], [0, 0]  # of the first half and of the second
         self._left, self._half = learnt, learnt / 2
         self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -214,7 +252,8 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         gc.collect()  # under a mode, what gradient checkpointing computes again is in cycles
         self._left -= 1
         if parameter.grad is not None:
-            self.settled += parameter.grad.numel() * parameter.grad.dtype.itemsize
+            size = int(parameter.grad.untyped_storage().nbytes())
+            self.settled += size if size >= self.large else 0
 
     def _take(self, storage: Any) -> None:
         if storage in self._seen:
@@ -222,13 +261,23 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = int(storage.nbytes())
         self._seen[storage] = size
         self.live += size
+        if size < self.large:
+            self.small += size
+            self.all_small += size
+            self.most_small = max(self.most_small, self.small)
         half = int(self._left < self._half)
-        self.peak[half] = max(self.peak[half], self.live)
-        self.besides[half] = max(self.besides[half], self.live - self.settled)
+        self.peak[half] = max(self.peak[half], self.live - self.small)
+        self.besides[half] = max(self.besides[half], self.live - self.small - self.settled)
         weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self.live -= size
+        self.small -= size if size < self.large else 0
+
+    @property
+    def heap(self) -> float:
+        """Bytes that small ones take, which is more than they are: see `LOST`."""
+        return self.most_small + LOST * self.all_small
 
 
 class _Chosen(TorchFunctionMode):

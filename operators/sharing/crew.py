@@ -14,11 +14,10 @@ from torch import Tensor
 
 from operators.code import Code, bring, brought
 from operators.resources import Resources
+from operators.sharing.heap import keep
 from operators.sharing.notices import FolderNotShared, Notices, lost_with, nodes
 
 BUNDLES = 4  # for each task: the last ones to end then wait for a quarter of one's work at most
-
-KEPT_BYTES = 28 << 20  # a block of 32 MiB or more changes nothing
 
 
 class Worker(Protocol):
@@ -120,12 +119,11 @@ class _Budget:
 def one_thread_each() -> Iterator[None]:
     """Have torch compute with the thread that calls it: how a sum is split among several would be seen in its bits.
 
-    And have the process keep the memory that it frees from stretch to stretch: the C library hands it back to the
-    system as soon as more than twice its largest freed block is free, and would get it again page by page.
+    And have the process keep the memory that it frees from stretch to stretch.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+    keep()
     try:
         yield
     finally:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from lfm import chunks
 from lfm.tuning.full import Full
 from lfm.tuning.lora import LoRA
 from operators.data.batches import Batch, Rows
 from operators.learning.rehearsal import foreseen, rehearsed
 from operators.models.objectives import NextToken
+from operators.sharing.heap import LOST
 from operators.training import Training
 from operators.tuning import attached, ready
 from tests.operators import small
@@ -136,3 +138,39 @@ def test_in_half_precision_what_is_kept_is_about_half():
     whole = counted(lambda: model(LoRA(rank=2)), rows=ROWS, length=LENGTH, targets=8)
     half = counted(lambda: model(LoRA(rank=2)), rows=ROWS, length=LENGTH, targets=8, precision="bfloat16")
     assert half.saved < 0.9 * whole.saved
+
+
+class Wide(nn.Module):
+    """Rows of which each takes a MiB, and then a quarter of one; what comes out of sinus twice is not kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1 << 18))
+
+    def forward(self, batch):
+        large = self.scale * 2.0
+        return large[: 1 << 16].exp().exp().sum()
+
+
+def test_small_tensors_lie_in_a_heap_that_loses_a_part_of_their_place():
+    whole, found = counted(Wide), counted(Wide, heap=True)
+    small, large = 1 << 18, 1 << 20
+    assert whole.heap == 0
+    assert found.heap >= 2 * small + LOST * 4 * small  # both exponentials are kept, and both have a gradient
+    assert found.heap <= 5 * small + LOST * 10 * small
+    assert whole.saved == found.saved
+    assert found.early == 2 * large <= whole.early  # what is scaled, later its gradient and the parameter's
+    assert found.peak == found.early + found.heap
+
+
+def test_without_anything_to_learn_no_place_is_lost():
+    assert counted(lambda: Wide().requires_grad_(False), heap=True).heap == 0
+
+
+def test_as_many_logits_are_held_at_once_as_where_it_will_run(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 8 * small.VOCABULARY)
+    sizes = {"rows": ROWS, "length": LENGTH, "targets": ROWS * LENGTH}
+    here, there = (counted(lambda: model(Full()), device=device, **sizes) for device in ("cpu", "cuda"))
+    logits = 4 * small.VOCABULARY * ROWS * LENGTH  # a GPU holds them all
+    assert there.early - here.early > 0.8 * logits
+    assert there.flops == here.flops
