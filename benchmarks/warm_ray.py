@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from cluster.pool import Pool
+from pipelines.beginning import started
 from pipelines.files import opened
 from pipelines.inputs.inspector import Looks
 from pipelines.lineage import Event, Journal, history, new_run
@@ -20,6 +21,7 @@ def driven(pipeline: Path, store: Path) -> tuple[float, list[Event]]:
     read = opened(str(pipeline))
     made = plan(read.spec, Looks(store / "inputs.sqlite", Store(storage)), read.catalog)
     journal = Journal.claim(storage, new_run(read.spec.name))
+    journal.write([started(made, journal.run, retries=0, mlflow="none", address="local")])
     began = time.perf_counter()
     status = run(made, Store(storage), journal, connect=lambda: contextlib.nullcontext(Pool()))
     seconds = time.perf_counter() - began

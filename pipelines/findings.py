@@ -178,7 +178,18 @@ def value_text(value: Any) -> str:
     if isinstance(value, Mapping) and "name" in value:  # a method
         inner = ", ".join(f"{k}={value_text(v)}" for k, v in value.items() if k != "name")
         return f"{value['name']}({inner})" if inner else str(value["name"])
+    if isinstance(value, list | tuple) and value and all(map(_is_change, value)):
+        return "; ".join(f"at {v['at']} {_named(v['values'])}" for v in value if v["values"]) or "unchanged"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_change(value: Any) -> bool:
+    """Whether it says what changes in the middle of a training."""
+    return isinstance(value, Mapping) and {*value} == {"at", "values"}
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {value_text(v)}" for k, v in values.items())
 
 
 def _abouts(states: Mapping[str, StepState]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -116,6 +116,13 @@ def test_values_are_written_short():
     assert [value_text(v) for v in values] == ["0.1235", "4", "warm", "True", "ties", "ties(density=0.25)"]
 
 
+def test_a_schedule_is_written_as_what_changes_when():
+    changes = [{"at": 2, "values": {}}, {"at": 4, "values": {"learning_rate": 0.123456, "dropout": 0.1}}]
+    assert value_text(changes) == "at 4 learning_rate 0.1235, dropout 0.1"
+    assert value_text(changes[:1]) == "unchanged"
+    assert value_text([1, 2]) == "[1, 2]"
+
+
 @pytest.mark.parametrize("why", [{}, {"why": "TIES: density=2.0, expected 0 < density <= 1."}])
 def test_a_trial_that_was_stopped_or_had_no_plan_can_be_shown(store, capsys, why):
     told = Told(store, {} if why else CHAIN)

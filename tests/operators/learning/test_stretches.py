@@ -10,7 +10,7 @@ from lfm.distillation.jsd import JSD
 from lfm.errors import HyperparameterError
 from lfm.tuning.lora import LoRA
 from operators.base import Resources
-from operators.learning.group import learn
+from operators.learning.group import _Teller, learn, listening
 from operators.learning.loop import Job, NotKept, Place, Rested, train
 from operators.learning.stretches import stretches
 from operators.learning.trainer import refused
@@ -88,13 +88,37 @@ def test_what_rests_goes_on_with_other_settings_to_the_same_weights_as_in_one_go
         with pytest.raises(Rested, match=f"it rests after {change.at} of 6 steps"):
             learnt(tmp_path, replace(PLAIN, midway=CHANGES[:number], rest_at=change.at), work)
         assert work.told[-1]["done"] == change.at
-    done = len(work.told)
-    with pytest.raises(Rested):  # asked for again, it does nothing
+    with pytest.raises(Rested):  # asked for again, it only says again what it measured there
         learnt(tmp_path, replace(PLAIN, midway=CHANGES[:2], rest_at=4), work)
-    assert len(work.told) == done == 4
+    assert work.told.pop() == work.told[-1]
     parts, _ = learnt(tmp_path, CHANGED, work)
     assert [line["done"] for line in work.told] == [1, 2, 3, 4, 5, 6]
     assert all(torch.equal(whole[n], parts[n]) for n in whole)
+
+
+class Refusing(small.Work):
+    """A workspace that can keep nothing."""
+
+    def keep(self, folder):
+        raise OSError("full")
+
+
+def in_a_worker(work, home):
+    """The changed training with a workspace that hears of it late, as from a group's worker."""
+    home.mkdir()
+    with listening(work, home):
+        learn(Place(), make, {"training": CHANGED, "method": LoRA()}, CHANGED, _Teller(home, Place()), home)
+    return load_file(home / "trained" / "weights.safetensors")
+
+
+def test_a_worker_goes_on_with_other_settings_when_its_step_has_the_checkpoint(tmp_path):
+    whole, _ = learnt(tmp_path / "whole", CHANGED)
+    work = small.Work(tmp_path / "group")
+    parts = in_a_worker(work, tmp_path / "home")
+    assert all(torch.equal(whole[n], parts[n]) for n in whole)
+    assert [line["done"] for line in work.told] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(NotKept):
+        in_a_worker(Refusing(tmp_path / "other"), tmp_path / "other_home")
 
 
 def test_a_training_that_ends_before_it_should_rest_is_done(tmp_path):
