@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ class Change:
     Attributes:
         why: In a few words.
         hoped: How many workers there should be room for.
-        failure: What the step ends with where not even the fewest have room.
+        failure: What the step ends with where it is to end.
+        waits: Whether the fewest wait for room as those of any group do; else it ends where they have none.
     """
 
     why: str
     hoped: int
     failure: LfmError
+    waits: bool = False
 
 
 def trained(work: Workspace, asks: Resources, home: Path, start: Start) -> tuple[Path, dict[str, int]]:
@@ -67,9 +69,10 @@ def trained(work: Workspace, asks: Resources, home: Path, start: Start) -> tuple
         if isinstance(ended, dict):
             return folder, ended
         stalled = stalled + 1 if work.kept() == kept else 0
-        number, kept, why = _room(asks, hoped=ended.hoped), work.kept(), ended.why
-        if work.leaving() or number < asks.least or stalled == STALLED:
+        found, kept, why = _room(asks, hoped=ended.hoped), work.kept(), ended.why
+        if work.leaving() or stalled == STALLED or (found < asks.least and not ended.waits):
             raise ended.failure
+        number = max(asks.least, found)
     raise AssertionError("unreachable")
 
 
@@ -82,14 +85,14 @@ def _ended(asks: Resources, number: int, folder: Path, start: Start) -> dict[str
     except GroupFailed as failed:
         if failed.started or number == asks.least:
             raise
-        return Change(why="others took the room for more", hoped=asks.least, failure=failed)
+        return Change(why="others took the room for more", hoped=asks.least, failure=failed, waits=True)
     if LEFT not in told:
         return told
     failure = Preempted(told[LEFT], told["of"])
     if (folder / ASKED).exists():
         asked = json.loads((folder / ASKED).read_text())
-        return Change(why=asked["why"], hoped=asked["workers"], failure=failure)
-    stay = {node.name for node in look().nodes}
+        return Change(why=asked["why"], hoped=asked["workers"], failure=failure, waits=True)
+    stay = {node.name for node in _seen().nodes}
     return Change(why=GOES, hoped=_left(asks, folder, _places(folder).keys() - stay), failure=failure)
 
 
@@ -103,10 +106,20 @@ def _left(asks: Resources, folder: Path, gone: Collection[str]) -> int:
     return max(asks.least, sum(count for node, count in _places(folder).items() if node not in gone))
 
 
+def _seen() -> Room:
+    """The cluster; without a machine where its head does not answer."""
+    from ray.exceptions import RpcError
+
+    try:
+        return look()
+    except RpcError:
+        return Room(nodes=())
+
+
 def _room(asks: Resources, *, hoped: int) -> int:
     """How many workers have room, once there is as much as is hoped for or it took too long."""
     until = time.monotonic() + SETTLE_S
-    while (found := look().for_workers(asks)) < hoped and time.monotonic() < until:
+    while (found := _seen().for_workers(asks)) < hoped and time.monotonic() < until:
         time.sleep(0.2)
     return found
 
@@ -147,18 +160,13 @@ def watched(asks: Resources, number: int, folder: Path, heard: Listener) -> Iter
 
 
 def _watch(asks: Resources, number: int, folder: Path, heard: Listener, wish: "_Wish", ended: threading.Event) -> None:
-    from ray.exceptions import RpcError
-
     last = number
     while not ended.wait(LOOK_S):
         wish.said()
         held = _places(folder)
         if held.total() < number:
             continue  # it has not begun
-        try:
-            seen = look()
-        except RpcError:  # the head is away for a while
-            continue
+        seen = _seen()
         found = seen.besides(held, asks).for_workers(asks)
         if found == last and due(asks, number, found, worked_s=heard.worked_s, left_s=heard.left_s):
             _end(folder, found, _why(number, found, seen, held))
@@ -193,24 +201,30 @@ class _Wish:
         """Say it, or say it again before it counts no more."""
         if self.more and time.monotonic() >= self.due:
             from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import ResourceRequestPriority
+            from ray.exceptions import RayError
 
             self.due = time.monotonic() + ASK_S
-            self._actor().request_resources.remote(
-                requester_id=self.who,
-                resources=[self.each] * self.more,
-                label_selectors=[self.labels] * self.more,
-                expire_after_s=ASKED_FOR_S,
-                priority=ResourceRequestPriority.LOW,
-            )
+            with suppress(RayError):  # it is said again
+                _adder().request_resources.remote(
+                    requester_id=self.who,
+                    resources=[self.each] * self.more,
+                    label_selectors=[self.labels] * self.more,
+                    expire_after_s=ASKED_FOR_S,
+                    priority=ResourceRequestPriority.LOW,
+                )
 
     def over(self) -> None:
         """Take it back."""
         if self.due:
-            self._actor().cancel_request.remote(requester_id=self.who)
+            from ray.exceptions import RayError
 
-    def _actor(self) -> Any:
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
+            with suppress(RayError):  # then it ends by itself
+                _adder().cancel_request.remote(requester_id=self.who)
 
-        return get_or_create_autoscaling_coordinator()
+
+def _adder() -> Any:
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    return get_or_create_autoscaling_coordinator()

@@ -15,7 +15,7 @@ from lfm.errors import LfmError
 from lfm.method import Method
 from operators.code import brought
 from operators.learning import elastic
-from operators.learning.group import GROUP, GroupFailed as GroupFailed, Make, learn, listening, packed, worker
+from operators.learning.group import GROUP, GroupFailed, Make, learn, listening, packed, worker
 from operators.learning.learner import Place
 from operators.learning.stretches import refused_changes
 from operators.needs import unmet
@@ -121,7 +121,9 @@ def _together(
                 name=f"step-{work.seed:012x}",
                 storage_path=str(home),
                 failure_config=FailureConfig(
-                    max_failures=0, max_preemption_failures=0, controller_failure_limit=START_TRIES
+                    max_failures=0,
+                    max_preemption_failures=0,
+                    controller_failure_limit=START_TRIES if number == asks.least else 1,
                 ),
             ),
         )

@@ -49,7 +49,7 @@ steps:
   line:
     operator: learn
     inputs: {{after: [plain]}}
-    params: {{folder: PLACES, hold: {HOLD}, max_steps: {STEPS}, checkpoint_every: {EVERY}, batch_size: 8}}
+    params: {{folder: PLACES, max_steps: {STEPS}, checkpoint_every: {EVERY}, batch_size: 8}}
     resources: {{cpus_per_worker: 2}}
 """
 LEARNER = Path(__file__).parent.parent / "pipelines" / "slow_learner.py"
@@ -64,6 +64,7 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.project, self.store, self.places = Project(folder), folder / "store", folder / "places"
         self.places.mkdir()
+        (self.places / f"wait-{HOLD}").touch()
         (folder / LEARNER.name).write_text(LEARNER.read_text())
         self.profile, self.pipeline = folder / "profile.yaml", folder / "grows.yaml"
         self.write()
@@ -128,7 +129,7 @@ def grown(tmp_path_factory):
             until(lambda: [a for a in written.attempts("line") if max(a, default=0) >= 2 * EVERY], driver)
             (place,) = places(written)
             drain(address, place, NOTICE_S, environment)
-            (written.places / "go").touch()
+            (written.places / f"wait-{HOLD}").unlink()
             assert driver.wait(WAIT_S) == 0
         finally:
             driver.kill()

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,14 @@ from torch import nn
 from operators.artifact import Dataset, Model
 from operators.base import operator
 from operators.data.batches import Rows
+from operators.learning import elastic
 from operators.learning.learner import Place
 from operators.learning.loop import Job
 from operators.learning.trainer import fit
 from operators.training import Training
 from operators.workspace import Workspace
+
+elastic.LOOK_S, elastic.GROW_S = 0.5, 0.5
 
 
 class Guess(nn.Module):
@@ -33,22 +36,31 @@ class Guess(nn.Module):
         return ((self.line(known).squeeze(-1) - batch.targets.float()) ** 2).sum()
 
 
-def slowly(place: Place, folder: str, hold: int) -> Job:
-    """Say where this process is, then take a while for each step."""
+def slowly(place: Place, folder: str) -> Job:
+    """Say where this process is, then take a while for each step, and at some as long as a file says."""
     import ray
 
-    torch.manual_seed(0)
     here = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
     said = Path(folder) / f"{place.rank}-{time.time_ns()}.new"
     said.write_text(json.dumps(here))
     said.rename(said.with_suffix(".json"))
+
+    def wait(step: int) -> None:
+        time.sleep(0.02)
+        while (Path(folder) / f"wait-{step}").exists():
+            time.sleep(0.02)
+
+    return line(wait)
+
+
+def line(wait: Callable[[int], None]) -> Job:
+    """What is learnt, where each step waits."""
+    torch.manual_seed(0)
     ids = np.random.default_rng(0).integers(0, 9, (32, 4), dtype=np.int32)
     rows = Rows(ids, np.tile(np.arange(4, dtype=np.int32), (32, 1)), ids % 5)
 
     def rewrite(step, where):
-        time.sleep(0.02)
-        while hold and step == hold and not (Path(folder) / "go").exists():
-            time.sleep(0.02)
+        wait(step)
         return rows, where
 
     def export(weights, folder):
@@ -59,7 +71,7 @@ def slowly(place: Place, folder: str, hold: int) -> Job:
 
 
 @operator(starts_workers=False)
-def learn(work: Workspace, *, after: Sequence[Dataset] = (), folder: str, hold: int = 0, training: Training) -> Model:
-    """Fit the line; a `hold` is a step that waits until there is a file ``go``."""
-    trained, _ = fit(work, slowly, {"folder": folder, "hold": hold}, training)
+def learn(work: Workspace, *, after: Sequence[Dataset] = (), folder: str, training: Training) -> Model:
+    """Fit the line."""
+    trained, _ = fit(work, slowly, {"folder": folder}, training)
     return work.save(Model, trained)

@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from operators.code import bring
+from operators.learning.learner import Place
+from operators.learning.loop import train
+from operators.training import Training
 from pipelines.__main__ import ROOT
 from pipelines.lineage import history, runs, states
+from pipelines.source import pack
 from pipelines.storage.local import LocalStorage
 from pipelines.view import measured
+from tests.operators import small
 from tests.pipelines.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -142,3 +148,35 @@ def test_a_step_survives_its_process_its_node_and_the_head(nodes, tmp_path, reso
     assert min(attempts[2]) == max(attempts[1]) + 1, "after a notice nothing is"
     merged = {step: loss for attempt in attempts for step, loss in attempt.items()}
     assert merged == curve
+
+
+def test_a_step_takes_more_workers_when_a_node_comes_and_goes_on_with_fewer_when_it_is_lost(nodes, tmp_path):
+    waits = [tmp_path / "places" / f"wait-{step}" for step in (60, 120)]
+    waits[0].parent.mkdir()
+    for file in waits:
+        file.touch()
+    nodes("add", "a", 1)
+    run = Run(tmp_path, {"workers": [1, 2], "strategy": "ddp"}, nodes.address, "elastic")
+    run.learns(1)
+    nodes("add", "b", 1)
+    run.until(lambda: list((tmp_path / "elastic").rglob("training/group-1/asked")))
+    waits[0].unlink()
+    run.until(lambda: [step for step in run.attempts()[0] if step > 115])
+    nodes("remove", "b")
+    run.until(lambda: run.events("workers"), 3)
+    waits[1].unlink()
+    run.end()
+    assert run.events("fail") == [], run.out.read_text()
+    told = [(e.data["workers"], e.data["why"]) for e in run.events("workers")]
+    assert told == [(1, "1 to 2 may share the work"), (2, "there is room for more"), (1, "a machine was lost")]
+    (curve,) = run.attempts()
+    assert [curve[step] for step in range(1, STEPS + 1)] == pytest.approx(alone(tmp_path), rel=1e-5)
+
+
+def alone(folder):
+    """The losses of one process to which nothing happens."""
+    (own,) = bring(pack(folder, ("own.py",)), str(folder))
+    work = small.Work(folder / "alone")
+    training = Training(max_steps=STEPS, batch_size=8, learning_rate=0.01)
+    train(own.line(lambda step: None), training, Place(), work, work.scratch)
+    return work.curve()

@@ -116,6 +116,24 @@ def test_where_not_even_the_fewest_have_room_the_step_ends_with_the_reason(work,
         driven(work, cluster, tmp_path, loses(cluster, "b"))
 
 
+def test_who_lets_go_for_others_may_have_to_wait_for_the_fewest(work, monkeypatch, tmp_path):
+    cluster = Cluster(monkeypatch, a=3)
+    driven(work, cluster, tmp_path, asked(2, lambda: cluster.cpus.update(a=1)), done)
+    assert work.groups == [3, 2]
+
+
+def test_a_head_that_is_away_has_room_for_nobody(work, monkeypatch, tmp_path):
+    from ray.exceptions import RpcError
+
+    def away():
+        raise RpcError("timed out")
+
+    cluster = Cluster(monkeypatch, a=3)
+    act = asked(3, lambda: monkeypatch.setattr(elastic, "look", away))
+    driven(work, cluster, tmp_path, act, done)
+    assert work.groups == [3, 2]
+
+
 def test_machines_that_are_taken_away_with_notice_leave_the_others(work, monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch, a=2, b=1)
 
@@ -213,3 +231,18 @@ def test_a_range_is_refused_where_nobody_could_go_on(tmp_path):
     assert clause.startswith("strategy='single' with workers=1 to 2, expected ddp, zero1")
     assert list(refused(Training(), Resources(workers=(1, 2), strategy="zero3"))) == []
     assert list(refused(never, Resources(workers=(2, 2), strategy="ddp"))) == []
+
+
+def test_the_autoscaler_hears_of_the_workers_that_a_step_would_take_besides(monkeypatch):
+    said = []
+    told = {n: SimpleNamespace(remote=lambda n=n, **more: said.append((n, more))) for n in ("request", "cancel")}
+    adder = SimpleNamespace(request_resources=told["request"], cancel_request=told["cancel"])
+    monkeypatch.setattr(elastic, "_adder", lambda: adder)
+    enough, wish = elastic._Wish(ASKS, 0, "a"), elastic._Wish(ASKS, 2, "b")
+    for one in (enough, wish, wish):  # twice within moments is said once
+        one.said()
+    for one in (enough, wish):
+        one.over()
+    (asked, what), (taken_back, who) = said
+    assert (asked, what["requester_id"], what["resources"]) == ("request", "b", [{"CPU": 1.0}] * 2)
+    assert (taken_back, who) == ("cancel", {"requester_id": "b"})
