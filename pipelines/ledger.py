@@ -22,7 +22,7 @@ from pipelines.storage.base import Storage, StorageFailed
 from pipelines.store import canonical
 from pipelines.turns import KINDS, Claim, Gang, Kind, Ledger, ahead, entered, turn, without
 
-TURN_S = 2.0  # how often a run that waits looks whether its turn has come
+TURN_S = 1.0  # how often a run that waits looks whether its turn has come
 TRIES = 8  # so many others may enter something at the same moment; then it looks again
 LEDGER = TypeAdapter(Ledger)
 

@@ -38,7 +38,7 @@ def sought(tmp_path, store, ray_local):
         spec = load((folder / "pipeline.yaml").read_text(), catalog=catalog, code=code, changes=changes)
         planned = plan(spec, Looks(Path(store.storage.uri) / "inputs.sqlite", store), catalog)
         journal = Journal.claim(store.storage, "one")
-        journal.write([started(planned, "one", retries=0, mlflow=mlflow, address="auto")])
+        journal.write([started(planned, "one", retries=0, mlflow=mlflow, address="auto", priority=2)])
         said = run(planned, store, journal, connect=lambda: nullcontext(Pool(shared=True)))
         (left,) = store.storage.list("ledgers")
         assert json.loads(store.storage.read(left))["claims"] == {}
@@ -71,6 +71,7 @@ def test_trials_share_what_they_have_in_common_and_a_broken_off_search_goes_on_w
     names = trials(store.storage, "one", "found")
     assert {t["run"] for t in found["trials"]} == {"", *names}
     assert entries(store.storage).keys() == {*names}  # MLflow will hear of each
+    assert {history(store.storage, n)[0].data["priority"] for n in names} == {2}
 
     # As if it had been killed: one trial had ended, one had not, and of the others nothing had begun.
     ended, open_, *others = sorted(names, key=lambda n: history(store.storage, n)[0].time)
