@@ -247,6 +247,10 @@ class Idle(Pool):
         self.open: deque[tuple[int, Task, bool]] = deque()
         self.numbers = itertools.count()
 
+    def living(self) -> Capacity:
+        """All of them."""
+        return self.capacity()
+
     def leaving(self) -> frozenset[str]:
         """None."""
         return frozenset()

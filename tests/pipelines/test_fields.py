@@ -32,6 +32,8 @@ GIVEN = {
     "Dimension": {"uniform": [0, 1]},
     "Objective": {"measure": "loss", "direction": "minimize"},
     "Stop": {"step": "tuned", "first": 1, "last": 9},
+    "Population": {"step": "tuned", "every": 1, "last": 9},
+    "Change": {"at": 3, "values": {"learning_rate": 0.1}},
 }
 
 
@@ -43,7 +45,7 @@ def test_there_are_parameters_that_are_objects():
 def test_an_object_given_in_python_is_what_yaml_gives(verb, key, cls):
     fields = GIVEN[cls.__name__]
     hint = str(CATALOG.operator(verb).params[key].hint)
-    many = [0] if "Sequence" in hint else ["x"] if "Mapping" in hint else []
+    many = [0] if "Sequence" in hint or "tuple" in hint else ["x"] if "Mapping" in hint else []
     both = [[one] if many == [0] else {"x": one} if many else one for one in (fields, cls(**fields))]
     read = [parameters_of(CATALOG.operator(verb), {key: one})[0].get(key) for one in both]
     if None in read:  # the verb needs more than this
