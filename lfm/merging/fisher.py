@@ -81,6 +81,11 @@ class FisherMerging(Merge):
     def elementwise(self) -> bool:
         return True
 
+    @property
+    @override
+    def reads_base(self) -> bool:
+        return False
+
     @override
     def beside(self, num_experts: int) -> int:
         return 8  # what `squares` holds of one expert, in integers of twice the size

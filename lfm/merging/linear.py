@@ -49,6 +49,11 @@ class Linear(Merge):
     def elementwise(self) -> bool:
         return True
 
+    @property
+    @override
+    def reads_base(self) -> bool:
+        return False
+
     @override
     def beside(self, num_experts: int) -> int:
         return 2

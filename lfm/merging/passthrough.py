@@ -60,6 +60,11 @@ class Passthrough(Merge):
     def elementwise(self) -> bool:
         return True
 
+    @property
+    @override
+    def reads_base(self) -> bool:
+        return False
+
     @override
     def beside(self, num_experts: int) -> int:
         return 1

@@ -53,6 +53,11 @@ class SLERP(Merge):
     def __post_init__(self) -> None:
         self.require(0 <= self.t <= 1, "t", "0 <= t <= 1")
 
+    @property
+    @override
+    def reads_base(self) -> bool:
+        return False
+
     @override
     def beside(self, num_experts: int) -> int:
         return 2
@@ -67,7 +72,8 @@ class SLERP(Merge):
     ) -> Float[Tensor, "*shape"]:
         one, other = experts[0], experts[1]
         left, walked = _shares(one, other, self.t)
-        return one * left + other * walked
+        walk = one * left
+        return walk.add_(other * walked)
 
 
 def _shares(one: Tensor, other: Tensor, t: float) -> tuple[float, float]:

@@ -59,7 +59,8 @@ class TaskArithmetic(Merge):
         found: Mapping[str, Tensor],
     ) -> Float[Tensor, "*shape"]:
         scales = one_each(self, "scale", experts)
-        total = torch.mul(experts[0] - base, scales[0])
+        delta = experts[0] - base
+        total = delta * scales[0]
         for scale, expert in zip(scales[1:], experts[1:], strict=True):  # a product with all of them would double them
-            total.addcmul_(scale, expert - base)
+            total.addcmul_(scale, torch.sub(expert, base, out=delta))
         return total.add_(base)

@@ -145,14 +145,17 @@ class Engine:
         """Where each begins, and base and experts there; the next one overwrites them."""
         most = min(piece.stretch, piece.end - piece.first)
         base, experts = torch.empty(most), torch.empty(len(target.experts) * most)
+        whole = all(isinstance(self.job.experts[i], Model) for i in target.experts)
+        unread = whole and not self.job.method.reads_base
         with ExitStack() as files:
             there = files.enter_context(self.source.opened(target.source))
             opened = [files.enter_context(self.experts[i](target.source)) for i in target.experts]
             for first, end in piece.stretches():
                 shape = (end - first,) if self.job.method.elementwise else target.stored.shape
-                one = base[: end - first].view(shape)
+                one = torch.zeros(()).expand(shape) if unread else base[: end - first].view(shape)
                 stack = experts[: len(opened) * (end - first)].view(len(opened), *shape)
-                there.values(first, one)
+                if not unread:
+                    there.values(first, one)
                 for values, out in zip(opened, stack, strict=True):
                     values(first, one, out)
                 yield first, one.to(self.job.device), stack.to(self.job.device)
@@ -191,14 +194,18 @@ def stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if not value.numel() or not dtype.is_floating_point or value.dtype == dtype != torch.float32:
         return value
-    ends = torch.stack(
-        value.float().aminmax()
-    )  # rounding keeps the order, so that these two tell of all; no number is both
-    if not ends.to(dtype).float().isfinite().all():
+    cast = value.to(dtype)
+    if not _finite(cast):
         word = str(dtype).removeprefix("torch.")
         fix = "Choose a dtype with more range, or look for it in the experts."
         raise MergeError((clause(f"merged {name!r}", f"infinite or not a number as {word}", "finite values", fix),))
-    return value.to(dtype)
+    return cast
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all values are finite; their sum is none where one of them is not, and is quick."""
+    wide = value if value.dtype.itemsize > 1 else value.float()
+    return bool(wide.sum().isfinite()) or bool(torch.stack(wide.float().aminmax()).isfinite().all())
 
 
 def stream(work: Workspace, job: Job, *, memory_budget: int) -> None:

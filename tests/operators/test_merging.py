@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_merge_gives_a_model_that_transformers_loads_with_the_mean_of_the_expert
     assert not notes["missing_keys"]
     assert not notes["unexpected_keys"]
     assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("method", "read"), [(Linear(), 2), (TaskArithmetic(), 3)])
+def test_a_base_that_has_no_part_in_the_result_is_not_read(workspace, base, experts, method, read, monkeypatch):
+    count, preadv = [0], os.preadv
+
+    def counted(*asked):
+        count[0] += (got := preadv(*asked))
+        return got
+
+    monkeypatch.setattr("os.preadv", counted)
+    merge.body(workspace, base=base, experts=experts, method=method)
+    assert count[0] == read * sum(h.bytes for h in Weights(base.path).headers.values())
 
 
 def test_merge_adds_task_vectors_to_the_base(workspace, base, experts):

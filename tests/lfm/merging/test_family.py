@@ -65,6 +65,14 @@ def same(one, other):
 
 
 @METHODS
+def test_a_base_that_is_said_not_to_be_read_changes_nothing(method, given):
+    given = fit(method, given)
+    other = {n: (torch.zeros(()).expand(b.shape), e, k) for n, (b, e, k) in given.items()}
+    alike = same(merged(method, given), merged(method, other))
+    assert alike or method.reads_base
+
+
+@METHODS
 def test_no_input_changes_and_shape_dtype_and_device_stay(method, given):
     method.check(EXPERTS)
     given = fit(method, given)
