@@ -67,7 +67,11 @@ def act(arguments: Namespace) -> int:
             job, str(words), package=uri_of(storage.uri, package.key), metadata={"lfm.run": run, **labels}
         )
 
-    job, new = taken(jobs, run, start, over=over)
+    try:
+        job, new = taken(jobs, run, start, over=over)
+    except KeyboardInterrupt:
+        _say(f"run {run} may have been submitted or not: the same 'lfm submit' follows it, or submits it.")
+        return INTERRUPTED
     if not new and before and drivers(storage, run)[-1][-1].kind != "finished":
         before -= 1  # what it has written down already is news here
     _say(f"run {run}: {'submitted' if new else 'goes on already'} as job {job} on cluster {profile.name}")

@@ -179,18 +179,21 @@ def test_a_pipeline_that_could_not_run_there_is_not_rendered(folder, refused):
     assert any("H100" in line for line in lines)
 
 
-def test_what_was_started_of_a_cluster_whose_start_was_interrupted_is_not_kept_quiet(folder, capsys, monkeypatch):
+def test_what_was_started_of_a_cluster_whose_start_was_interrupted_is_not_kept_quiet(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     def half(profile, _):
         raise HalfUp(profile.name)
 
+    profile = str(tmp_path / "p.yaml")
+    assert main(["cluster", "init", profile, "--place", "local"]) == 0
+    name = read_profile(profile).name
+    capsys.readouterr()
     monkeypatch.setattr(up, "up", interrupted)
-    assert main(["cluster", "up", "p.yaml"]) == 130
-    name = read_profile("p.yaml").name
-    ways = "lfm cluster up p.yaml goes on, lfm cluster down p.yaml ends it."
+    assert main(["cluster", "up", profile]) == 130
+    ways = f"lfm cluster up {profile} goes on, lfm cluster down {profile} ends it."
     assert capsys.readouterr().out == f"cluster {name} is not up yet: {ways}\n"
     monkeypatch.setattr(_places, "located", half)
-    assert main(["cluster", "status", "p.yaml"]) == 1
+    assert main(["cluster", "status", profile]) == 1
     assert f"cluster {name} is not up, but for what was started of it" in capsys.readouterr().out

@@ -25,6 +25,7 @@ import os, random, signal
 import numpy, torch
 from operators.artifact import Dataset
 from operators.base import operator
+from operators.sharing.notices import Preempted
 from operators.workspace import Workspace
 
 @operator()
@@ -52,6 +53,11 @@ def asked_to_end(work: Workspace) -> Dataset:
     """Be ended as a node ends what runs on it."""
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("it goes on")
+
+@operator()
+def leaving(work: Workspace) -> Dataset:
+    """Hear that it has to go."""
+    raise Preempted(3, 9)
 
 @operator()
 def checkpointing(work: Workspace, *, fail: bool = False) -> Dataset:
@@ -100,6 +106,21 @@ def test_a_step_commits_what_it_made(store, tmp_path):
     assert result.inputs == {"after": [{"kind": "dataset", "digest": given.digest, "uri": given.uri}]}
     assert (store.get(result.digest).path / "data.txt").read_text() == "xxx"
     assert os.listdir(store.storage.root / "scratch") == []
+
+
+@pytest.mark.parametrize(
+    ("stopped", "error", "said"),
+    [
+        (False, "Preempted", "its machine is about to be taken away, expected one that stays for all 9 steps. What"),
+        (True, "Stopped", "its run is about to end, expected it to go on for all 9 steps. What it had done after 3"),
+    ],
+)
+def test_a_step_says_whether_its_machine_goes_or_its_run_ends(store, monkeypatch, capsys, stopped, error, said):
+    monkeypatch.setattr("pipelines.execute.recalled", lambda: stopped)
+    failed = execute(task(store, "leaving"))
+    assert (failed["error"], failed["class"]) == (error, "preemption")
+    assert failed["sentence"].startswith(said)
+    assert ("machine" in capsys.readouterr().err) is not stopped, "nothing is said of the other"
 
 
 def test_a_step_that_was_asked_to_end_may_be_tried_again(store):

@@ -113,6 +113,16 @@ def test_the_package_and_the_words_are_all_that_a_cluster_needs(typed, jobs, sto
     assert not [n for n in names if "tests/" in n or "__pycache__" in n]
 
 
+def test_who_interrupts_it_meanwhile_hears_what_is_not_known(typed, jobs, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "submit", interrupted)
+    code, _, err = typed()
+    assert code == 130
+    assert "may have been submitted or not: the same 'lfm submit' follows it, or submits it.\n" in err
+
+
 def test_the_same_is_followed_while_it_goes_on_and_gets_another_attempt_after_its_end(typed, jobs, store):
     first = detached(typed)
     again = detached(typed, "--deadline", "1h")  # with what it may spend it is the same
