@@ -118,7 +118,7 @@ class Attempts:
         if self._left.intersection(answer.get("nodes", ())):
             answer["class"] = Failure.PREEMPTION.value
         if attempt.refused and answer["kind"] == "fail":
-            answer |= unplaced(attempt.refused)
+            answer |= {**unplaced(attempt.refused), **({"log": ""} if attempt.began is None else {})}
         return attempt.task, answer
 
     def _died(self, attempt: _Attempt, error: BaseException) -> dict[str, Any]:
