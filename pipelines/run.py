@@ -371,6 +371,8 @@ class _Driver:
     def _ended(self, task: Task, outcome: dict[str, Any]) -> Event:
         step = self.plan.steps[task.step]
         self.progress.end(task.step)
+        if self.turns is not None:
+            self.turns.release(task.step)
         self.look_at = min(self.look_at, self.look_again)  # a step that waits for this one's result can have it
         if outcome["kind"] == "fail":
             self.look_at = 0.0  # a node may be gone
