@@ -190,6 +190,40 @@ def test_trials_are_served_as_the_run_that_searches(store, clock):
     assert ledger(store.storage)["served"]["s"] == {"gpu": 40, "cpu": 0}
 
 
+class Kept(dict):
+    """A storage in memory."""
+
+    read = dict.get
+
+    def put_if_absent(self, key, data):
+        return self.setdefault(key, data) is data
+
+    def replace_if_match(self, key, data, old):
+        if self.get(key) == old:
+            self[key] = data
+        return self[key] is data
+
+
+def test_those_that_look_now_and_then_and_say_late_how_long_they_were_served_share_evenly(clock):
+    kept, there, spent = Kept(), Capacity.of([Node(cpus=4, gpus=4)]), {"a": 0.0, "b": 0.0}
+    steps = {"a": (GPU, 3), "b": (replace(GPU, gpus_per_worker=2), 45)}
+    mine = {name: turns(kept, name, clock) for name in steps}
+    waits = {name: {str(i): asks for i in range(9)} for name, (asks, _) in steps.items()}
+    ends = {name: {} for name in steps}
+    for _ in range(600):
+        for name, (asks, seconds) in steps.items():
+            for step in [s for s, end in ends[name].items() if end <= clock.now]:
+                del ends[name][step]
+                mine[name].release(step)
+                waits[name][step] = asks
+            for step in mine[name].take(dict(waits[name]), there):
+                del waits[name][step]
+                ends[name][step] = clock.now + seconds
+            spent[name] += asks.gpus * len(ends[name])
+        clock.now += 0.5
+    assert min(spent.values()) >= 0.4 * sum(spent.values()), spent
+
+
 GRAPH = {"a": Step(), "b": Step(word="y")}
 
 
