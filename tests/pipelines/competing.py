@@ -20,7 +20,7 @@ from pipelines.storage.local import LocalStorage
 from pipelines.store import Store
 from tests.pipelines.graphs import Step, planned
 
-STEPS = 4
+STEPS = 3
 GPU = Resources(gpus_per_worker=1, accelerator="gpu")
 
 
