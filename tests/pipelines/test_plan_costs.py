@@ -68,6 +68,13 @@ def typed(tmp_path, monkeypatch, capsys):
     return type_
 
 
+def test_a_plan_says_both_ends_of_a_number_of_workers(typed):
+    code, out, err = typed("--set", "again.workers=[1, 8]")
+    assert code == 0, err
+    assert "1 to 8 x 1 CPU, ddp" in out
+    assert "1 to 2 x cpu" in out
+
+
 def test_a_plan_says_what_each_step_takes_and_what_all_cost(typed):
     code, out, _ = typed("--json")
     assert code == 0
