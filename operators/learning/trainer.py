@@ -137,6 +137,8 @@ def _together(
 
 def _reason(error: Any, lost: Callable[[], tuple[str, ...]]) -> LfmError:
     """The one failure that explains the others: what a worker raised on purpose, a lost machine, or the first one's."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return GroupFailed(GROUP, _first_line(getattr(error, "controller_failure", error)))
@@ -146,8 +148,9 @@ def _reason(error: Any, lost: Callable[[], tuple[str, ...]]) -> LfmError:
         return known[0]
     rank, first = next(iter(raised.items()))
     who, what = f"worker {rank}", f"{type(first).__name__}: {_first_line(first)}"
-    # What one raises of its own is something else than what it sees of another one that has died.
-    gone = lost() if any(isinstance(e, RuntimeError | ConnectionError) for e in raised.values()) else ()
+    # What one raises of its own is something else than what it, or Ray Train, sees of one that has died.
+    seen = (RuntimeError, ConnectionError, WorkerHealthCheckFailedError)
+    gone = lost() if any(isinstance(e, seen) for e in raised.values()) else ()
     return NodeLost(who, what, gone) if gone else GroupFailed(who, what)
 
 

@@ -228,6 +228,7 @@ def test_signals_and_environment_are_as_before_after_a_group(monkeypatch):
 
 def test_the_failure_that_explains_the_others_is_the_one_that_is_told():
     from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     lost, meant = ConnectionError("closed by peer.\nmore"), NoLossToken("data.jsonl", 3)
     assert _reason(WorkerGroupError("all", {0: lost, 1: meant}), unasked) is meant
@@ -238,6 +239,8 @@ def test_the_failure_that_explains_the_others_is_the_one_that_is_told():
     gone = _reason(WorkerGroupError("all", {1: lost}), lambda: ("n1",))
     assert str(gone).startswith("worker 1: ConnectionError: closed by peer; node n1 is gone, expected it to stay.")
     assert NodeLost(*gone.args).nodes == ("n1",)
+    died = WorkerHealthCheckFailedError("no answer", failure=RuntimeError("its actor died"))
+    assert isinstance(_reason(WorkerGroupError("all", {1: died}), lambda: ("n1",)), NodeLost)
     assert isinstance(_reason(WorkerGroupError("all", {1: KeyError("x")}), unasked), GroupFailed)
 
 
