@@ -4,6 +4,7 @@ for name in training_throughput step_cost distillation_memory first_batch journa
     merging search_overhead evolutionary_merging; do
 .venv/bin/python benchmarks/$name.py --json figures/$name.json
 done
+.venv/bin/python benchmarks/memory_estimates.py --json figures/memory_estimates.json
 .venv/bin/python benchmarks/seeds.py --json figures/seeds.json
 .venv/bin/python benchmarks/results.py figures
 

@@ -16,6 +16,7 @@ from pipelines.problems import Problem
 Ask = Callable[[Resources], Footprint | None]
 """What a step takes on such resources; None where nobody knows."""
 Range = tuple[float, float]
+MIB = 1 << 20
 SLACK = 2.0
 """How much longer than its operations alone say a step may take: data, checkpoints and starting up come on top."""
 
@@ -107,10 +108,10 @@ def short_of(room: Room, asks: Resources, found: Footprint | None) -> str:
     """The memory that a worker alone lacks on a machine; empty where it has enough, or nobody knows."""
     host = _host(asks, found)
     if host > room.memory:
-        return f"{_gib(host)} of memory, and {room.name!r} has {_gib(room.memory)}"
+        return f"{binary(host)} of memory, and {room.name!r} has {binary(room.memory)}"
     limit = room.gpu_memory * min(1.0, asks.gpus_per_worker)
     if found is not None and limit and found.on_device > limit:
-        return f"{_gib(found.on_device)} of a GPU's memory, and {room.name!r} has {_gib(limit)}"
+        return f"{binary(found.on_device)} of a GPU's memory, and {room.name!r} has {binary(limit)}"
     return ""
 
 
@@ -132,7 +133,7 @@ def too_large(rooms: Sequence[Room], asks: Resources, found: Footprint | None) -
     able = [room for room in rooms if nodes_in(room, replace(asks, memory=0), None) is not None]
     lacking = [said for room in able if (said := short_of(room, asks, found))]
     if not lacking:
-        lacking = [f"{asks.least} x {_gib(_host(asks, found))} of memory, which {able[0].name!r} does not hold"]
+        lacking = [f"{asks.least} x {binary(_host(asks, found))} of memory, which {able[0].name!r} does not hold"]
     return lacking[-1]
 
 
@@ -371,5 +372,6 @@ def plain(one: Estimate) -> dict[str, Any]:
     }
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+def binary(size: float) -> str:
+    """Bytes as the machines' memory is given: GiB, and MiB of what is less than one."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.profile import GIB, Profile
+from cluster.profile import Profile
 from operators.resources import Resources
 from pipelines.beginning import described, inputs_of
 from pipelines.commands._output import printed, shown
 from pipelines.commands._planned import Foreseen, capacity_at, estimated, prospects, read_plan, repetitions
-from pipelines.estimates import Estimate, Range, Total, plain
+from pipelines.estimates import Estimate, Range, Total, binary, plain
 from pipelines.plan import Plan
 from pipelines.profiles import read_profile
 from pipelines.searches import Repetition
@@ -94,9 +94,9 @@ def _estimates(each: Mapping[str, Estimate], profile: Profile) -> Table:
             name,
             one.state,
             where,
-            *(_gib(n) for n in one.host),
-            *(_gib(n) for n in one.device),
-            ", ".join(f"{k} {_gib(n)}" for k, n in most),
+            *((binary(n) if n else "-" for n in one.host) if one.room else ("", "")),  # "-": nobody knows
+            *(binary(n) if n else "" for n in one.device),
+            ", ".join(f"{k} {binary(n)}" for k, n in most),
             _span(one.seconds) if one.room else "",
             one.source,
             _money(one.cost) if one.room else "",
@@ -127,16 +127,12 @@ def _trials(found: TrialsEstimate, profile: Profile) -> str:
     if each.seconds is None:
         return f"how long {', '.join(found.unknown)} take, nobody knows"
     sizes = ((each.host[0], "memory"), (each.device[0], "a GPU"))
-    memory = "".join(f", {_gib(size)} of {what}" for size, what in sizes if size)
+    memory = "".join(f", {binary(size)} of {what}" for size, what in sizes if size)
     least = f", without {', '.join(found.unknown)}, of which nothing is known" if found.unknown else ""
     return (
         f"each {_span(each.seconds)}, {_money(each.cost)} {profile.currency}{memory}; "
         f"together {_span(every.seconds)}, {_money(every.cost)} {profile.currency}{least}"
     )
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size else ""
 
 
 def _span(of: Range | None) -> str:

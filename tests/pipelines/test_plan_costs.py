@@ -146,7 +146,7 @@ def test_a_plan_says_what_the_trials_of_a_search_take_and_that_others_share_them
 def test_machines_without_the_memory_are_refused_by_name(typed):
     code, out, err = typed(memory=0.5)
     assert (code, out) == (2, "")
-    lacks = r"[\d.]+ GiB of memory, and 'cpu' has 0.5 GiB, expected"
+    lacks = r"[\d.]+ [GM]iB of memory, and 'cpu' has 512 MiB, expected"
     for said in (
         f"step 'tuned': a worker takes {lacks} no more than that",
         f"step 'again': strategy='auto': the least that any takes is {lacks} one that fits",
