@@ -1,9 +1,10 @@
 """CMA-ES over a merge's weights and density, against uniform weights and a grid, at an equal number of evaluations.
 
-The experts are the main recipe's, two LoRA adapters of a distilled student, made by `lfm run` at a smaller size unless
-`--full`. Each candidate is TIES (PEFT's arithmetic) of both with a weight for each and one density. What a search looks
-at is the mean held-out loss of both tasks on one half of their held-out rows; what is told is that on the other half.
-`uniform` gives both experts the weight 1 and tries as many densities, `grid` every point of an even grid.
+The experts are the main recipe's, two LoRA adapters of a distilled student: of a run that the store has (`--run`), or
+made by `lfm run`, at a smaller size unless `--full`. Each candidate is TIES (PEFT's arithmetic) of both with a weight
+for each and one density. What a search looks at is the mean held-out loss of both tasks on one half of their held-out
+rows; what is told is that on the other half. `uniform` gives both experts the weight 1 and tries as many densities,
+`grid` every point of an even grid.
 """
 
 import itertools
@@ -29,7 +30,7 @@ from operators.models.texts import packed_rows
 from operators.searches.sampling import Course, searcher
 from operators.searches.space import Dimension, Extent, Objective
 from operators.training import Training
-from pipelines.lineage import history, new_run, states
+from pipelines.lineage import find_run, history, new_run, states
 from pipelines.storage.opening import open_storage
 from pipelines.store import Store
 
@@ -104,19 +105,25 @@ def evolved(number: int, seed: int, loss: Callable[[Point], float]) -> list[tupl
     return found
 
 
-def made(store: str, changes: Sequence[str]) -> Mapping[str, Any]:
-    """The recipe's base, experts and held-out rows, from the store where they are there."""
+def found_in(store: str, run: str) -> Mapping[str, Any]:
+    """A run's base, experts and held-out rows."""
+    storage = open_storage(store)
+    events = history(storage, find_run(storage, run))
+    ended, kept = states(events, events[0].data["steps"]), Store(storage)
+    return {name: kept.get(ended[name].data["digest"]) for name in ("distilled", *EXPERTS, *TASKS)}
+
+
+def made(store: str, changes: Sequence[str]) -> str:
+    """Run the recipe up to its merge; what the store has is reused."""
     storage, run = open_storage(store), new_run("evolved")
     words = ["run", RECIPE, "--store", storage.uri, "--mlflow", "none", "--as", run, "--until", "merged_measured"]
     code = typed([*words, *(word for change in changes for word in ("--set", change))], Path())
     if code:
         raise SystemExit(f"{RECIPE}: lfm run ended with {code}.")
-    events = history(storage, run)
-    ended, kept = states(events, events[0].data["steps"]), Store(storage)
-    return {name: kept.get(ended[name].data["digest"]) for name in ("distilled", *EXPERTS, *TASKS)}
+    return run
 
 
-def merges(found: Mapping[str, Any], length: int) -> Merges:
+def merges(found: Mapping[str, Any], length: int, most: int) -> Merges:
     """Everything in memory."""
     base: Model = found["distilled"]
     source, tokenizer = opened("base", base), load_tokenizer(base.path)
@@ -132,13 +139,14 @@ def merges(found: Mapping[str, Any], length: int) -> Merges:
         return out
 
     stacked = {name: torch.stack([values(name, of) for of in opens]) for name in here}
-    halves = [[_half(packed_rows(found[t], tokenizer, Training(length=length, packing=False)), h) for t in TASKS]
-              for h in (0, 1)]  # fmt: skip
+    rows = [packed_rows(found[task], tokenizer, Training(length=length, packing=False)) for task in TASKS]
+    halves = [[_every_other(of, half, most) for of in rows] for half in (0, 1)]
     return Merges(network=network, base=here, experts=stacked, halves=halves)
 
 
-def _half(rows: Rows, number: int) -> Rows:
-    return Rows(ids=rows.ids[number::2], positions=rows.positions[number::2], targets=rows.targets[number::2])
+def _every_other(rows: Rows, first: int, most: int) -> Rows:
+    where = slice(first, 2 * most, 2)
+    return Rows(ids=rows.ids[where], positions=rows.positions[where], targets=rows.targets[where])
 
 
 def best_elsewhere(of: Merges, tried: Sequence[tuple[float, Point]]) -> tuple[float, Point]:
@@ -152,10 +160,13 @@ def main() -> None:
     parser = command_line(__doc__.partition("\n")[0], rounds=3)
     parser.add_argument("--evaluations", type=int, default=64, help="of each way")
     parser.add_argument("--store", default=".lfm", help="where the experts are kept and reused")
+    parser.add_argument("--run", default="", help="a run of the recipe that the store has; without one it is run")
     parser.add_argument("--full", action="store_true", help="the recipe as it is written")
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=1000, help="of each half of a task, at most")
     asked = parser.parse_args()
-    of = merges(made(asked.store, () if asked.full else SMALL), asked.length)
+    run = asked.run or made(asked.store, () if asked.full else SMALL)
+    of = merges(found_in(asked.store, run), asked.length, asked.rows)
     print(f"base alone: {of.loss({'weight_0': 0.0, 'weight_1': 0.0, 'density': 1.0}, 1):.4f}")
     values: dict[str, list[float]] = {}
     for name, points in ((UNIFORM, uniform(asked.evaluations)), (GRID, grid(asked.evaluations))):
