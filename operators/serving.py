@@ -92,6 +92,8 @@ def serve(
 ) -> Deployment:
     """Bring up one Ray Serve application that answers the OpenAI API below ``/v1``.
 
+    Its replica computes on the GPU, or the share of one, that the step asks for.
+
     Args:
         work: The step's workspace.
         model: What is served.
