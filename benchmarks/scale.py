@@ -33,6 +33,7 @@ from rounds import Figure, command_line, compared, said
 
 from cluster.capacity import Capacity, Node
 from cluster.pool import Began, Ended, Handle, Pool
+from cluster.processes import BEAT_S
 from operators.resources import Resources
 from pipelines.beginning import started
 from pipelines.commands import gc, ps, show
@@ -57,6 +58,10 @@ ASKS = (
     Resources(cpus_per_worker=4, memory=16 * GIB),
     Resources(gpus_per_worker=1, accelerator="gpu"),
     Resources(workers=4, strategy="ddp", cpus_per_worker=2, gpus_per_worker=1, accelerator="H100"),
+)
+REMARKS = (
+    "Seconds are of CPU: another process that is busy does not change them much.",
+    f"Time asks storage for something too: each lease of a step that runs is renewed every {BEAT_S:g} s, by a write.",
 )
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where no disk is waited for
 KEPT, DECIDED_ANEW = "kept up with", "decided anew"
@@ -368,7 +373,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N", help="of a plan")
     parser.add_argument("--machines", type=int, nargs="+", default=[10, 100, 1000], metavar="N", help="of a cluster")
     asked = parser.parse_args()
-    said(list(figures(asked)), asked)
+    said(list(figures(asked)), asked, remarks=REMARKS)
 
 
 def figures(asked: argparse.Namespace) -> Iterator[Figure]:
