@@ -27,10 +27,11 @@ from operators.workspace import Workspace
 
 START_TRIES = 3  # of a group that has its place; without a limit Ray Train tries for ever
 PLACE_S = 7 * 24 * 3600  # how long one may wait for its place: the schedule ends that, and knows what can still come
+MORE_S = 60  # the same of more than the fewest workers, for which there was room: others may have taken it
+PLACE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_S),
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late it sees that all are done
 }
 
@@ -105,7 +106,11 @@ def _together(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    with _as_before(), listening(work, home) as heard, elastic.watched(asks, number, home, heard):
+    with (
+        _as_before(PLACE_S if number == asks.least else MORE_S),
+        listening(work, home) as heard,
+        elastic.watched(asks, number, home, heard),
+    ):
         trainer = TorchTrainer(
             worker,
             train_loop_config=packed(make, arguments, training, asks, home, brought()),
@@ -159,12 +164,13 @@ def _first_line(error: object) -> str:
 
 
 @contextmanager
-def _as_before() -> Iterator[None]:
+def _as_before(place_s: int) -> Iterator[None]:
     """Set what Ray Train reads from the environment, and undo what it does to this process's signals."""
+    asked = {**ENVIRONMENT, PLACE: str(place_s)}
     main = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    before = {k: os.environ.get(k) for k in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
+    before = {k: os.environ.get(k) for k in asked}
+    os.environ.update(asked)
     try:
         yield
     finally:

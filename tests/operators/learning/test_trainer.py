@@ -217,7 +217,7 @@ def test_workers_without_ray_are_refused(tmp_path, monkeypatch):
 def test_signals_and_environment_are_as_before_after_a_group(monkeypatch):
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "1")
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    with _as_before():
+    with _as_before(9):
         assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
         for number in before:
             signal.signal(number, lambda *_: None)
