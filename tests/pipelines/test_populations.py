@@ -49,19 +49,19 @@ def test_the_worst_go_on_from_the_best_and_a_population_that_was_broken_off_does
     assert said == "done"
     found = steps["found"].data["about"]["search"]
     first, *rows = found["trials"]
-    assert (first["values"], len(rows)) == ([pytest.approx(2.94, abs=0.01)], 2)
-    assert [row["state"] for row in rows] == ["done"] * 2
+    assert (first["values"], len(rows)) == ([pytest.approx(2.94, abs=0.01)], 3)
+    assert [row["state"] for row in rows] == ["done"] * 3
     assert found["best"] == min(rows, key=lambda row: row["values"][0])["run"]
     assert store.storage.list("checkpoints") == ()
 
-    # Of two the worse one goes on as the better one at each of two rests.
+    # Of three the worst one takes the best one's place at each of two rests; what it is told, who trained it knows.
     names = trials(store.storage, "one", "found")
     changes = {n: history(store.storage, n)[0].data["trial"]["changes"] for n in names}
     rests = [[c for c in changes.values() if c.get("part.rest_at") == at] for at in (2, 4)]
-    assert [len(some) for some in rests] == [2, 2]
+    assert [len(some) for some in rests] == [3, 3]
     starts = sorted(c["part.learning_rate"] for c in rests[0])
-    assert starts[0] < starts[1]
-    assert {c["part.learning_rate"] for c in rests[1]} == {starts[1]}  # with a low rate nothing moves
+    assert len({*starts}) == 3
+    assert {starts[0]} == {*starts} - {c["part.learning_rate"] for c in rests[1]}  # the slowest is gone
     for row in rows:
         midway = row["changes"]["part.midway"]
         assert [change["at"] for change in midway] == [2, 4]

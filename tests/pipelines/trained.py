@@ -73,7 +73,7 @@ steps:
       objectives: [{on: text, measure: loss, direction: minimize}]
       sampler: random
       seed: 1
-      num_trials: 2
+      num_trials: 3
       concurrency: 2
       population: {step: part, every: 2, last: 4}
 """
