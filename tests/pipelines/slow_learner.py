@@ -21,8 +21,6 @@ from operators.learning.trainer import fit
 from operators.training import Training
 from operators.workspace import Workspace
 
-elastic.LOOK_S, elastic.GROW_S = 0.5, 0.5
-
 
 class Guess(nn.Module):
     """How far each token's number is from a line through its place."""
@@ -72,6 +70,7 @@ def line(wait: Callable[[int], None]) -> Job:
 
 @operator(starts_workers=False)
 def learn(work: Workspace, *, after: Sequence[Dataset] = (), folder: str, training: Training) -> Model:
-    """Fit the line."""
+    """Fit the line; where its workers may be more, it does not take a minute to see that there is room."""
+    elastic.LOOK_S, elastic.GROW_S = 0.5, 0.5
     trained, _ = fit(work, slowly, {"folder": folder}, training)
     return work.save(Model, trained)
