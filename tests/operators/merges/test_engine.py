@@ -422,7 +422,8 @@ def test_what_is_finished_goes_through_a_store_and_back(models, tmp_path, store,
     monkeypatch.setattr(pace, "INTERVAL_S", 0.0)
     monkeypatch.setattr(pace, "PATIENCE", 0)
     alone = merged(tmp_path, "alone", models, TIES(density=1.0))
-    task = SimpleNamespace(fingerprint="f" * 64, measures="m", run="r", step="s", resources=Resources())
+    told = {"fingerprint": "f" * 64, "run": "r", "step": "s", "measures": "m", "groups": "g", "earlier": ()}
+    task = SimpleNamespace(**told, resources=Resources())
     last = list(json.loads((alone.path / "model.safetensors.index.json").read_text())["weight_map"])[-1]
     given = {"base": models[0], "experts": models[1:], "streaming": SMALL}
 
