@@ -127,7 +127,7 @@ def test_a_step_survives_its_process_its_node_and_the_head(nodes, tmp_path, reso
     place = run.learns(2, rank)
     nodes("drain", named(numbers, place), 600)
     # Nothing can hold it now, so it waits for a node that does.
-    assert "expected at most" in run.until(lambda: run.events("wait"))[0].data["why"]
+    assert "asks for" in run.until(lambda: run.events("wait"))[0].data["why"]
     nodes("remove", named(numbers, place))
     numbers["c"] = nodes("add", "c", 1)
 
