@@ -25,7 +25,7 @@ from operators.workspace import Workspace
 
 LOOK_S = 5.0  # how often a group looks for room; two looks have to agree
 GROW_S = 60.0  # how long a group works before it takes more, and for how long there has to be work then
-SETTLE_S = 10.0  # how long the cluster may take to see what a group has let go
+SETTLE_S = 30.0  # how long the cluster may take to see what a group has let go
 GOES = "a machine is about to be taken away"
 STALLED = 3  # groups in a row that end before they have kept anything
 ASK_S, ASKED_FOR_S = 20.0, 180.0  # how often the autoscaler is asked for the most workers, and how long that counts

@@ -10,6 +10,7 @@ from lfm.errors import LfmError
 
 ASK_S = 1.0  # how late a process hears of it
 NODE_S = 10.0  # how long it may take the cluster to see that a node is gone
+SILENT_S = 60.0  # the same where nothing was heard of a worker any more, which is how a machine without power goes
 
 
 class Preempted(LfmError, RuntimeError):
@@ -122,13 +123,13 @@ def nodes() -> frozenset[str]:
 
 def lost_with(who: str, error: BaseException, before: frozenset[str]) -> NodeLost | None:
     """That `who` was lost with its machine, where what Ray raised means that; None where all of `before` are there."""
-    gone = lost_since(before)
+    gone = lost_since(before, SILENT_S if type(error).__name__ == "ActorUnavailableError" else NODE_S)
     return NodeLost(who, str(error).strip().partition("\n")[0].rstrip("."), gone) if gone else None
 
 
-def lost_since(before: frozenset[str]) -> tuple[str, ...]:
+def lost_since(before: frozenset[str], wait_s: float = NODE_S) -> tuple[str, ...]:
     """Those of `before` that are gone: the cluster sees that later than a process sees that another one is."""
-    until = time.monotonic() + NODE_S
+    until = time.monotonic() + wait_s
     while not (lost := before - nodes()) and time.monotonic() < until:
         time.sleep(0.2)
     return tuple(sorted(lost))

@@ -150,6 +150,7 @@ def test_a_step_survives_its_process_its_node_and_the_head(nodes, tmp_path, reso
     assert merged == curve
 
 
+@pytest.mark.soak
 def test_a_step_takes_more_workers_when_a_node_comes_and_goes_on_with_fewer_when_it_is_lost(nodes, tmp_path):
     waits = [tmp_path / "places" / f"wait-{step}" for step in (60, 120)]
     waits[0].parent.mkdir()

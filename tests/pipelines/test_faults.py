@@ -73,8 +73,8 @@ inputs: {text: {dataset: text.txt}}
 steps:
   a: {operator: noop, inputs: {after: [text]}, params: {count: COUNT/a}}
   b: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/b, scarce: true}, resources: {memory: 1000}}
-  c: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}}
-  again: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}}
+  c: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}, resources: {cpus_per_worker: 0.5}}
+  again: {operator: noop, inputs: {after: [a]}, params: {count: COUNT/c}, resources: {cpus_per_worker: 0.5}}
   d: {operator: named, inputs: {data: b}}
 """
 UP = "  e: {operator: up, inputs: {data: c}}\n"
