@@ -81,6 +81,7 @@ def explore(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
+    keep_secrets()
     folder.mkdir(exist_ok=True)
     names = [f"objective {number}" for number, _ in enumerate(objectives, 1)]
 
@@ -135,6 +136,17 @@ def explore(
             stop=Stopper(),
         ),
     ).fit()
+
+
+def keep_secrets() -> None:
+    """Have Tune hand on no keys: it would put them into a runtime environment, which logs and the dashboard show.
+
+    Its workers have their machines' keys, as all others do.
+    """
+    from ray.tune.execution import class_cache
+
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
 
 
 def encoded(space: Space, values: Values) -> dict[str, Any]:

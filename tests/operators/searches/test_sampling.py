@@ -1,6 +1,6 @@
 import pytest
 
-from operators.searches.sampling import Course, Draws, decoded, encoded, searcher
+from operators.searches.sampling import Course, Draws, decoded, encoded, keep_secrets, searcher
 from operators.searches.space import Dimension, Extent, Objective, active
 
 SPACE = {
@@ -72,3 +72,13 @@ def test_a_drawing_is_sent_as_it_is():
     import pickle
 
     assert pickle.loads(pickle.dumps(Draws(SPACE))) == Draws(SPACE)
+
+
+def test_workers_of_tune_are_not_given_keys(monkeypatch):
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    keep_secrets()
+    asked = _ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
+    assert "PL_DISABLE_FORK" in str(asked)
+    assert "AWS" not in str(asked)
