@@ -164,9 +164,7 @@ def estimated(made: Plan, storage: Storage, profile: Profile, state: Mapping[str
 
     each = {n: one(n, state[n]) for n in made.steps}
     searches = {}
-    for name, again in repetitions(made, profile.capacity, catalog).items():
-        if state[name] == "stored":
-            continue
+    for name, again in repetitions(made, state, profile.capacity, catalog).items():
         alone = {n: one(n, "runs") for n in made.steps if n in again.times}
         packed = {n: _packed(made.steps[n].resources, e, again.at_once, rooms) for n, e in alone.items()}
         searches[name] = trials_estimate(again, alone, packed)
@@ -184,10 +182,13 @@ def _packed(asks: Resources, one: Estimate, times: int, rooms: Sequence[Room]) -
     return found or times * one.nodes
 
 
-def repetitions(made: Plan, there: Callable[[], Capacity], catalog: Catalog | None = None) -> dict[str, Repetition]:
-    """What each step of a plan repeats that does; `there` is asked for the cluster only where one does."""
+def repetitions(
+    made: Plan, state: Mapping[str, str], there: Callable[[], Capacity], catalog: Catalog | None = None
+) -> dict[str, Repetition]:
+    """What each step of a plan repeats that does and is not stored; `there` is asked for the cluster where one does."""
     catalog = catalog or Catalog(bring(made.spec.code))
-    found = [n for n in made.steps if repeated(n, made.spec, catalog.operator(made.steps[n].operator))]
+    runs = [s for s in made.steps.values() if state[s.name] != "stored"]
+    found = [s.name for s in runs if repeated(s.name, made.spec, catalog.operator(s.operator))]
     return {n: repetition(n, made.spec, catalog, there()) for n in found}
 
 

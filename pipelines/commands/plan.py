@@ -28,8 +28,10 @@ def act(arguments: Namespace) -> int:
     made, storage = read_plan(arguments, profile=profile)
     state = prospects(made, storage, hashed=not arguments.no_hash)
     foreseen = None if profile is None else estimated(made, storage, profile, state)
-    there = partial(capacity_at, arguments.address) if profile is None else profile.capacity
-    again = {n: one for n, one in repetitions(made, there).items() if state[n] != "stored"}
+    if foreseen is None:
+        again = repetitions(made, state, partial(capacity_at, arguments.address))
+    else:
+        again = {n: one.repetition for n, one in foreseen.searches.items()}
     if arguments.json:
         return printed({"name": made.spec.name, "inputs": inputs_of(made), **_json(made, state, again, foreseen)})
     rows = Table(box=None, pad_edge=False, header_style="bold")
