@@ -11,7 +11,6 @@ from cluster.capacity import Capacity
 from cluster.pool import Pool
 from cluster.processes import LEASE_S
 from operators.artifact import KINDS, Artifact, Deployment
-from operators.resources import Resources
 from operators.sharing.notices import recall
 from pipelines import stops
 from pipelines.attempts import Attempts, unplaced
@@ -317,8 +316,7 @@ class _Driver:
         self.due = [(when, s) for when, s in self.due if when > now]
         # What a step takes, or all that could hold it, may have been lost while it waited: then it is decided again.
         early = {s.step for s in ready if not self.progress.done.issuperset(self.plan.steps[s.step].needs)}
-        if self.capacity is not None:
-            early |= {str(p.path[1]) for p in infeasible({s.step: self._asks(s) for s in ready}, self.capacity)}
+        early |= {s.step for s in ready if self.progress.lack(self.progress.running[s.step])}
         for step in early:
             self.progress.end(step)
         return [s for s in ready if s.step not in early]
@@ -328,7 +326,7 @@ class _Driver:
         if self.turns is None or self.pool is None or self.attempts is None or self.capacity is None:
             return list(ready), []
         ours = [s for s in ready if not self.plan.steps[s.step].repeats]
-        asked = {s.step: placed(self._asks(s), self.capacity) for s in ours}
+        asked = {s.step: placed(self.progress.running[s.step], self.capacity) for s in ours}
         without = self.attempts.without_place()
         taken = self.turns.take(asked, self.capacity, unplaced=without, grows=self.pool.grows)
         waiting = asked.keys() - taken
@@ -341,9 +339,6 @@ class _Driver:
     def _leave(self) -> None:
         if self.turns is not None:
             self.turns.leave()
-
-    def _asks(self, start: Start) -> Resources:
-        return eased(self.plan.steps[start.step], start.eased).resources
 
     def _start(self, start: Start) -> Event:
         assert self.attempts is not None

@@ -259,7 +259,7 @@ class Outlook:
                     unmet[taker] = unmet.get(taker, self._unmet[taker]) - 1
                     if not unmet[taker] and self._open(taker):
                         heappush(heads, (self._places[taker], iter(())))
-            elif why := self._lack(asks):
+            elif why := self.lack(asks):
                 yield self._waiting(name, asks, why)
             else:
                 left = None if room is None else _less(room, asks)
@@ -315,7 +315,7 @@ class Outlook:
         failed = self.failures[step.name]
         if any(times > self.budgets[failure] for failure, times in failed.items()):
             return False
-        return not failed.get(Failure.MEMORY) or (relief(step) != "nothing" and not self._lack(self._asks(step.name)))
+        return not failed.get(Failure.MEMORY) or (relief(step) != "nothing" and not self.lack(self._asks(step.name)))
 
     def _asks(self, name: str) -> Resources:
         return eased(self.plan.steps[name], self._eased(name)).resources
@@ -323,7 +323,7 @@ class Outlook:
     def _eased(self, name: str) -> int:
         return self.failures[name][Failure.MEMORY] if name in self.failures else 0
 
-    def _lack(self, asks: Resources) -> str:
+    def lack(self, asks: Resources) -> str:
         """Why the capacity can never hold what is asked for; empty where it can."""
         if self._capacity is None:
             return ""
