@@ -1,7 +1,7 @@
 """What a run really took, from its journal alone: by hand, and whatever happened it adds up."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -13,18 +13,9 @@ from pipelines.limits import spent
 from pipelines.lineage import Event
 from pipelines.spec import RESOURCES
 from pipelines.usage import foreseen, usage
+from tests.pipelines.test_limits import HOUR, PROFILE as PRICED
 
-PROFILE = Profile(
-    name="priced",
-    place="kuberay",
-    head=Head(cpus=4, memory_gib=16, price_per_hour=0.5),
-    groups={
-        "cpu": Group(cpus=8, memory_gib=32, max_nodes=4, price_per_hour=1.0),
-        "gpu": Group(cpus=8, memory_gib=32, gpus=4, accelerator="L4", max_nodes=4, price_per_hour=4.0),
-    },
-    currency="EUR",
-)
-HOUR = 3600.0
+PROFILE = replace(PRICED, groups={**PRICED.groups, "gpu": replace(PRICED.groups["gpu"], gpus=4)})
 GPU = {"gpus_per_worker": 1, "accelerator": "gpu"}
 
 
